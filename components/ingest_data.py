@@ -1,0 +1,49 @@
+"""``ingest_data``: a source in, the Dataset artifact out."""
+
+from graftwork.components import IMAGE
+from kfp import dsl
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def ingest_data(
+    dataset: dsl.Output[dsl.Dataset],
+    data: str = "fashion-mnist",
+    source_fingerprint: str = "",
+    train_per_class: int = 0,
+    test_per_class: int = 0,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    max_pixels: int = 100000000,
+    seed: int = 0,
+) -> str:
+    """Packs labelled images into manifest.parquet and WebDataset shards, with stable stratified splits.
+
+    Args:
+        dataset: The packed examples.
+        data: Folder (CLASS/*.jpg or train|val|test/CLASS/*.jpg) or named dataset (fashion-mnist, digits).
+        source_fingerprint: What the source looked like; a new value packs it again.
+        train_per_class: Examples a class for training, with validation in proportion; 0 takes all.
+        test_per_class: Examples a class for the test; 0 takes all.
+        val_fraction: Share cut out for validation where the source has none of its own.
+        test_fraction: Share cut out for the test where the source has none of its own.
+        max_pixels: A larger image counts as broken.
+        seed: Fixes the splits and the choice of examples.
+
+    Returns:
+        The digest of contents, labels and splits.
+    """
+    from graftwork import steps
+
+    digest = steps.ingest_data(
+        dataset.path,
+        data=data,
+        source_fingerprint=source_fingerprint,
+        train_per_class=train_per_class,
+        test_per_class=test_per_class,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        max_pixels=max_pixels,
+        seed=seed,
+    )
+    dataset.metadata["digest"] = digest
+    return digest

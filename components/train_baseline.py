@@ -1,0 +1,22 @@
+"""``train_baseline``: the Embeddings artifact in, a Model artifact out."""
+
+from graftwork.components import IMAGE
+from kfp import dsl
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_baseline(
+    embeddings: dsl.Input[dsl.Artifact],
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Fits a regularised linear probe on frozen features and folds it into the network's head.
+
+    Args:
+        embeddings: Features of each image and the backbone that made them.
+        model: The baseline, a model like any other.
+        metrics: Its validation accuracy.
+    """
+    from graftwork import steps
+
+    metrics.metadata.update(steps.train_baseline(embeddings.path, model.path, metrics.path))

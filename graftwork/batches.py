@@ -1,0 +1,70 @@
+"""Images of a Dataset artifact as uint8 batches: decoded by threads, held in memory when they fit, read from the shards when they do not."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pyarrow as pa
+import torch
+
+from graftwork.dataset import Dataset
+from graftwork.images import Array, Preprocess, decode, fit
+from graftwork.ingest import bounded_map
+
+MEMORY_SHARE = 0.3  # of the memory that is free now
+Progress = Callable[[int, int], None]
+
+
+def images(dataset: Dataset, rows: pa.Table, preprocess: Preprocess) -> Iterator[Array]:
+    """Yield the images of ``rows`` fitted to the network's input, each of shape (size, size, 3), in order."""
+    limit = dataset.info["settings"]["max_pixels"]
+    return bounded_map(lambda data: fit(decode(data, limit), preprocess), dataset.read(rows))
+
+
+class SplitImages:
+    """The examples of one split by position: ``[indices]`` gives uint8 of shape (len(indices), size, size, 3)."""
+
+    def __init__(
+        self, dataset: Dataset, split: str, preprocess: Preprocess, progress: Progress = lambda done, total: None
+    ) -> None:
+        self.dataset, self.preprocess = dataset, preprocess
+        self.rows = dataset.split(split)
+        self.targets = torch.from_numpy(dataset.targets(self.rows))
+        shape = (len(self.rows), preprocess.size, preprocess.size, 3)
+        self.held: npt.NDArray[np.uint8] | None = None
+        if np.prod(shape, dtype=np.int64) <= MEMORY_SHARE * psutil.virtual_memory().available:
+            self.held = np.empty(shape, np.uint8)
+            for n, image in enumerate(images(dataset, self.rows, preprocess)):
+                self.held[n] = image
+                progress(n + 1, len(self.rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter(self.held) if self.held is not None else images(self.dataset, self.rows, self.preprocess)
+
+    def __getitem__(self, indices: torch.Tensor) -> torch.Tensor:
+        if self.held is not None:
+            return torch.from_numpy(self.held[indices.numpy()])
+        rows = self.rows.take(pa.array(indices.numpy()))
+        return torch.from_numpy(np.stack(list(images(self.dataset, rows, self.preprocess))))
+
+
+def augment(batch: torch.Tensor, flip: bool, shift: float, generator: torch.Generator) -> torch.Tensor:
+    """Mirror half of a uint8 batch (N, H, W, 3) and move each image by up to ``shift`` of its side; the border is repeated.
+
+    Every image draws its own numbers, from ``generator``, so an epoch's augmentation is fixed by the seed.
+    """
+    count, height, width = batch.shape[:3]
+    rows = torch.arange(height).expand(count, -1)
+    columns = torch.arange(width).expand(count, -1)
+    if shift:
+        reach = round(shift * min(height, width))
+        dy, dx = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
+        rows, columns = (rows + dy).clamp(0, height - 1), (columns + dx).clamp(0, width - 1)
+    if flip:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    return batch[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -1,0 +1,91 @@
+"""One image: from bytes to the uint8 array that a network takes. Training, evaluation and service all call these two functions."""
+
+import io
+import warnings
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps
+from pydantic import BaseModel, ConfigDict
+
+Array = npt.NDArray[np.uint8]
+INTERPOLATION = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class BrokenImageError(Exception):
+    """The bytes are not an image that can be used; the text is the reason, in a few words."""
+
+
+class Preprocess(BaseModel):
+    """How an image becomes a network's input: size in pixels, then ``(x / 255 - mean) / std`` a channel."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    resize: Literal["crop", "squash"] = "crop"
+    crop_pct: float = 1.0
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
+    """Decode ``data`` whatever its mode into an upright RGB image.
+
+    EXIF rotation is applied, transparency is laid on white, 16-bit and float grey is scaled to 8 bits, the first frame of an animation counts.
+
+    Raises:
+        BrokenImageError: the bytes are empty, no image, cut off, damaged, or hold more than ``max_pixels`` pixels.
+    """
+    if not data:
+        raise BrokenImageError("zero bytes")
+    # Pillow's own guard warns and is global; ours reads the size from the header, before a pixel is unpacked.
+    Image.MAX_IMAGE_PIXELS = None
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as opened:
+            if opened.width * opened.height > max_pixels:
+                raise BrokenImageError(f"{opened.width} x {opened.height} pixels, more than {max_pixels:,}")
+            opened.load()
+            return to_rgb(ImageOps.exif_transpose(opened))
+    except BrokenImageError:
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error, ... on hostile bytes
+        text = str(error) or type(error).__name__
+        reason = "not an image" if "cannot identify" in text else "cut off" if "truncated" in text else text
+        raise BrokenImageError(reason) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return ``image``, of any mode, as 8-bit RGB."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        # Float images are in 0..1 by convention; integer ones of these modes come from 16-bit files.
+        scale = 255.0 if image.mode == "F" and grey.max(initial=0) <= 1 else 1.0 if image.mode == "F" else 1 / 257
+        return Image.fromarray((grey * scale).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, preprocess: Preprocess) -> Array:
+    """Resize ``image`` to the network's input: an array of shape (size, size, 3), uint8, RGB."""
+    size, method = preprocess.size, INTERPOLATION[preprocess.interpolation]
+    if preprocess.resize == "squash":
+        return np.asarray(image.resize((size, size), method))
+    # The centre square is cut by the resize itself (box=), so nothing outside it is ever scaled.
+    side = min(image.size) * preprocess.crop_pct
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return np.asarray(image.resize((size, size), method, box=(left, top, left + side, top + side)))

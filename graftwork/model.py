@@ -1,0 +1,181 @@
+"""The Model artifact: a folder with ``model.safetensors`` and ``model.json``, nothing that unpickles. Saving and loading it, and predicting with it.
+
+The module itself needs neither torch nor timm: the baseline, which only changes a head, is made without them.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from graftwork import __version__
+from graftwork.errors import UserError
+from graftwork.files import finished_folder, write_json
+from graftwork.images import Array, Preprocess
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FORMAT = "graftwork-model/1"
+Floats = npt.NDArray[np.float32]
+
+
+class Model(NamedTuple):
+    """A Model artifact, loaded: the network in evaluation mode on ``device``."""
+
+    network: "nn.Module"
+    info: dict[str, Any]
+    preprocess: Preprocess
+    device: "torch.device"
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.info["classes"])
+
+
+def save_model(
+    folder: Path,
+    tensors: dict[str, npt.NDArray[Any]],
+    info: dict[str, Any],
+    beside: dict[str, dict[str, npt.NDArray[Any]]] | None = None,
+) -> dict[str, Any]:
+    """Write ``tensors`` (name: array) and ``info`` as a Model artifact; return ``model.json``, with the digest and the versions added.
+
+    ``beside`` are further safetensors files, by name, for the steps that follow. ``info`` holds backbone, backbone_args, head, classes, preprocess, weights, candidate, dataset_digest, selection.
+    """
+    from safetensors.numpy import save_file
+
+    with finished_folder(folder) as partial:
+        for name, content in {"model.safetensors": tensors, **(beside or {})}.items():
+            save_file({k: np.ascontiguousarray(v) for k, v in content.items()}, partial / name)
+        info = {
+            "format": FORMAT,
+            **info,
+            "sha256": file_sha256(partial / "model.safetensors"),
+            "parameters": int(sum(v.size for v in tensors.values())),
+            "versions": {
+                "graftwork": __version__,
+                "python": platform.python_version(),
+                **{m: version(m) for m in ("torch", "timm", "pillow", "numpy")},
+            },
+        }
+        write_json(partial / "model.json", info)
+    return info
+
+
+def read_info(folder: str | Path) -> dict[str, Any]:
+    """Read ``model.json``.
+
+    Raises:
+        UserError: there is no Model artifact in ``folder``, or a newer one than this version reads.
+    """
+    path = Path(folder) / "model.json"
+    try:
+        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = info["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"model {folder}: is no Model folder ({'no model.json' if isinstance(error, OSError) else 'model.json is damaged'})"
+        ) from None
+    if kind != FORMAT:
+        raise UserError(f"model {folder}: has the format {kind!r}, this version reads {FORMAT!r}; upgrade graftwork")
+    return info
+
+
+def read_tensors(folder: str | Path, info: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """Read ``model.safetensors`` after comparing its digest with the one in ``model.json``."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = Path(folder) / "model.safetensors"
+    try:
+        if file_sha256(path) != info["sha256"]:
+            raise UserError(
+                f"model {folder}: model.safetensors is not the file that model.json describes (damaged or replaced); train or fetch it again"
+            )
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"model {folder}: model.safetensors cannot be read ({error}); train or fetch it again"
+        ) from None
+
+
+def load_model(folder: str | Path, device: str = "auto") -> Model:
+    """Load a Model artifact for prediction, on "cpu", "cuda", "mps" or the best there is ("auto")."""
+    import torch
+
+    from graftwork.backbones import build, check_name
+
+    info = read_info(folder)
+    tensors = read_tensors(folder, info)
+    check_name(info["backbone"])
+    network = build(info["backbone"], info["backbone_args"], classes=len(info["classes"]))
+    try:
+        network.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
+    except RuntimeError:
+        raise UserError(
+            f"model {folder}: its weights do not fit {info['backbone']} of timm {version('timm')}; install timm {info['versions']['timm']}"
+        ) from None
+    target = pick_device(device)
+    network = network.to(target, memory_format=torch.channels_last).eval()
+    return Model(network, info, Preprocess(**info["preprocess"]), target)
+
+
+def pick_device(name: str = "auto") -> "torch.device":
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name)
+
+
+def to_input(images: "torch.Tensor", preprocess: Preprocess, device: "torch.device") -> "torch.Tensor":
+    """Turn uint8 images of shape (N, H, W, 3) into the network's input: float32 (N, 3, H, W), normalised, channels last in memory."""
+    import torch
+
+    x = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    mean = torch.tensor(preprocess.mean, device=device).mul(255).view(1, 3, 1, 1)
+    std = torch.tensor(preprocess.std, device=device).mul(255).view(1, 3, 1, 1)
+    return x.sub_(mean).div_(std)
+
+
+def batches(images: Iterable[Array], size: int = 64) -> Iterator[Array]:
+    """Stack images into arrays of shape (up to ``size``, H, W, 3); the next batch is made while the caller works on this one."""
+    iterator = iter(images)
+
+    def take() -> Array | None:
+        chunk = [image for _, image in zip(range(size), iterator, strict=False)]
+        return np.stack(chunk) if chunk else None
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(take)
+        while (batch := following.result()) is not None:
+            following = pool.submit(take)
+            yield batch
+
+
+def predict(model: Model, images: Iterable[Array], progress: Callable[[int], None] = lambda done: None) -> Floats:
+    """Return the class probabilities of ``images`` (each (H, W, 3), uint8, already fitted), shape (N, classes), float32."""
+    import torch
+
+    found, done = [], 0
+    with torch.inference_mode():
+        for batch in batches(images):
+            logits = model.network(to_input(torch.from_numpy(batch), model.preprocess, model.device))
+            found.append(torch.softmax(logits.float(), dim=1).cpu().numpy())
+            done += len(batch)
+            progress(done)
+    return np.concatenate(found) if found else np.zeros((0, len(model.classes)), np.float32)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

