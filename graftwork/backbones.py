@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from timm.models import load_state_dict as read_state_dict
-from torch import Tensor, nn
+from torch import Tensor
 
 from graftwork.errors import UserError, one_line
 from graftwork.images import Preprocess
@@ -30,7 +30,7 @@ PYPI_WEIGHTS = {
 class Backbone(NamedTuple):
     """A pretrained network whose head has one zero row a class, and what is needed to build and feed it again."""
 
-    network: nn.Module
+    network: Any  # an nn.Module with timm's methods
     args: dict[str, Any]  # to timm.create_model
     preprocess: Preprocess
     head: str  # the head's name in the state dict, without ".weight"
@@ -80,8 +80,8 @@ def load_backbone(settings: FeatureSettings, classes: int) -> Backbone:
     return Backbone(network, args, preprocess, head, weights)
 
 
-def build(name: str, args: dict[str, Any], classes: int, pretrained: bool = False) -> nn.Module:
-    """Build the timm network ``name`` with a head of ``classes`` outputs."""
+def build(name: str, args: dict[str, Any], classes: int, pretrained: bool = False) -> Any:
+    """Build the timm network ``name``, an nn.Module, with a head of ``classes`` outputs."""
     return timm.create_model(name, pretrained=pretrained, num_classes=classes, **args)
 
 
@@ -104,7 +104,7 @@ def channels(values: Any, name: str) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def head_name(network: nn.Module) -> str:
+def head_name(network: Any) -> str:
     """Return the name of the last layer, as in "classifier" or "head.fc"."""
     head = network.get_classifier()
     for name, module in network.named_modules():
@@ -127,8 +127,7 @@ def find_weights(settings: FeatureSettings) -> tuple[dict[str, Tensor] | None, d
     distribution, module = PYPI_WEIGHTS.get(settings.backbone.split(".")[0], ("", ""))
     spec = importlib.util.find_spec(module) if module else None
     if spec and spec.origin:
-        path = next(iter(sorted(Path(spec.origin).parent.rglob("*.pth"))), None)
-        if path:
+        for path in sorted(Path(spec.origin).parent.rglob("*.pth"))[:1]:
             return read_weights(path), {"source": f"pypi:{distribution}", "sha256": sha256_of(path)}
     return None, {"source": f"timm:{settings.backbone}", "sha256": ""}
 
@@ -178,7 +177,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def build_and_load(name: str, args: dict[str, Any], state: dict[str, Tensor], source: str) -> nn.Module:
+def build_and_load(name: str, args: dict[str, Any], state: dict[str, Tensor], source: str) -> Any:
     """Build the network and load ``state``: every tensor outside the head must be there and fit."""
     network = build(name, args, classes=1000)
     head = f"{head_name(network)}."
@@ -201,7 +200,8 @@ def build_and_load(name: str, args: dict[str, Any], state: dict[str, Tensor], so
             else f"{missing[0]} is missing"
         )
         raise UserError(
-            f"weights {source}: do not fit backbone {name} ({len(missing)} of {len(wanted)} tensors missing, {len(unfit)} of another shape; {example}); give the weights of this very network"
+            f"weights {source}: do not fit backbone {name} ({len(missing)} of {len(wanted)} tensors missing, "
+            f"{len(unfit)} of another shape; {example}); give the weights of this very network"
         )
     network.load_state_dict({k: v for k, v in body.items() if k in wanted}, strict=False)
     return network
@@ -215,7 +215,7 @@ def rename_by_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> di
     return dict(zip(expected, state.values(), strict=True))
 
 
-def from_hub(name: str, args: dict[str, Any]) -> nn.Module:
+def from_hub(name: str, args: dict[str, Any]) -> Any:
     try:
         return build(name, args, classes=1000, pretrained=True)
     except (

@@ -103,6 +103,12 @@ def choose_strength(
     curve: list[dict[str, float]] = []
     probes = []
     for strength in STRENGTHS:
+        if (
+            len(curve) > 2
+            and len(val_targets)
+            and curve[-1]["val_loss"] > curve[-2]["val_loss"] > curve[-3]["val_loss"]
+        ):
+            break  # the loss over the strength has one valley, and the weak penalties beyond it are the slow ones
         probe = fit_probe(features, targets, strength, classes)
         probes.append(probe)
         curve.append({"C": strength, **measure(probe, val_features, val_targets)})

@@ -24,8 +24,9 @@ def extract_features(
 ) -> dict[str, Any]:
     """Write the Embeddings artifact; return its ``embeddings.json``.
 
-    ``features-SPLIT.npy``: float32 (V, N, D), what the network gives to its head, for V views of each image, the first as it is; ``index-SPLIT.parquet``: id and label, a row each;
-    ``backbone/``: a Model artifact, the pretrained network with a zero head, so that no later step looks for weights again.
+    ``features-SPLIT.npy``: float32 (V, N, D), what the network gives to its head, for V views of each image, the first as it
+    is; ``index-SPLIT.parquet``: id and label, a row each; ``backbone/``: a Model artifact, the pretrained network with a zero
+    head, so that no later step looks for weights again.
     """
     started = time.perf_counter()
     backbone = load_backbone(settings, len(dataset.classes))
@@ -72,7 +73,7 @@ def extract_features(
 
 
 @torch.inference_mode()
-def penultimate(network: torch.nn.Module, x: torch.Tensor) -> npt.NDArray[np.float32]:
+def penultimate(network: Any, x: torch.Tensor) -> npt.NDArray[np.float32]:
     """Return what ``network`` gives to its head for the input ``x``: float32 (N, D)."""
     features = network.forward_head(network.forward_features(x), pre_logits=True)
     return features.flatten(1).float().cpu().numpy()

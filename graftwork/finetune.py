@@ -146,7 +146,7 @@ def fine_tune(
     )
 
 
-def starting_network(baseline: Path, info: dict[str, Any], todo: Plan, classes: int) -> nn.Module:
+def starting_network(baseline: Path, info: dict[str, Any], todo: Plan, classes: int) -> Any:
     """Return the network that training starts from: random for ``scratch``, else the pretrained one with the probe's head.
 
     The head is the probe that was fitted on train alone, so that the validation accuracy of every epoch is honest.

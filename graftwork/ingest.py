@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 import tarfile
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -25,7 +25,8 @@ from graftwork.sources import DataSource, Record, content_hash, open_source, rea
 SHARD_BYTES = 64 * 2**20
 WORKERS = os.cpu_count() or 1  # threads: hashing, decoding and file reads all leave Python's lock
 Progress = Callable[[int, int], None]
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Example(NamedTuple):
@@ -94,7 +95,9 @@ def ingest(settings: IngestSettings, folder: Path, progress: Progress = lambda d
 
 def hash_contents(source: DataSource) -> tuple[list[Record], list[str], list[dict[str, str]]]:
     """Read every record for its hash; what cannot be read comes back in the last list."""
-    records, hashes, broken = [], [], []
+    records: list[Record] = []
+    hashes: list[str] = []
+    broken: list[dict[str, str]] = []
 
     def attempt(record: Record) -> str | OSError:
         try:
@@ -270,12 +273,11 @@ def bounded_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Map in threads, in order, with a bounded number of results waiting, so memory does not grow with the source."""
     iterator = iter(items)
     with ThreadPoolExecutor(WORKERS) as pool:
-        pending = [pool.submit(function, item) for item in islice(iterator, 64 * WORKERS)]
+        pending = deque(pool.submit(function, item) for item in islice(iterator, 64 * WORKERS))
         try:
             while pending:
-                result = pending.pop(0).result()
-                for item in islice(iterator, 1):
-                    pending.append(pool.submit(function, item))
+                result = pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in islice(iterator, 1))
                 yield result
         finally:
             for future in pending:

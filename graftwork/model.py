@@ -22,7 +22,6 @@ from graftwork.images import Array, Preprocess
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 FORMAT = "graftwork-model/1"
 Floats = npt.NDArray[np.float32]
@@ -31,7 +30,7 @@ Floats = npt.NDArray[np.float32]
 class Model(NamedTuple):
     """A Model artifact, loaded: the network in evaluation mode on ``device``."""
 
-    network: "nn.Module"
+    network: Any  # an nn.Module with timm's methods
     info: dict[str, Any]
     preprocess: Preprocess
     device: "torch.device"
@@ -49,7 +48,8 @@ def save_model(
 ) -> dict[str, Any]:
     """Write ``tensors`` (name: array) and ``info`` as a Model artifact; return ``model.json``, with the digest and the versions added.
 
-    ``beside`` are further safetensors files, by name, for the steps that follow. ``info`` holds backbone, backbone_args, head, classes, preprocess, weights, candidate, dataset_digest, selection.
+    ``beside`` are further safetensors files, by name, for the steps that follow. ``info`` holds backbone, backbone_args, head,
+    classes, preprocess, weights, candidate, dataset_digest, seconds and selection.
     """
     from safetensors.numpy import save_file
 

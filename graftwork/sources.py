@@ -254,7 +254,8 @@ def find_fashion_mnist() -> Path:
             except Exception as error:  # each way fails in its own manner: no network, no apt-get, no such mirror
                 reasons.append(f"{download.__name__.removeprefix('download_fashion_mnist_')}: {one_line(error, 80)}")
     raise UserError(
-        f"data fashion-mnist: cannot be downloaded ({'; '.join(reasons)}); put its four .gz files into {cache}, or on Debian: apt-get install dataset-fashion-mnist"
+        f"data fashion-mnist: cannot be downloaded ({'; '.join(reasons)}); put its four .gz files into {cache}, "
+        "or on Debian: apt-get install dataset-fashion-mnist"
     )
 
 

@@ -1,9 +1,8 @@
 """Rules of thumb: what to train, how long and how fast, from the number of labels alone. Each is a plain function with its source."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm.models
-from torch import nn
 
 from graftwork.settings import FineTuneSettings
 
@@ -57,7 +56,7 @@ def choose_epochs(examples: int, batch_size: int) -> int:
     return max(3, min(20, round(190 / max(steps, 1))))
 
 
-def freeze(network: nn.Module, strategy: str, head: str) -> None:
+def freeze(network: Any, strategy: str, head: str) -> None:
     """Set ``requires_grad`` as ``strategy`` says: the head alone, the last quarter of the layers, or all."""
     if strategy in ("full", "scratch"):
         return

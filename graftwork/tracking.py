@@ -175,6 +175,7 @@ class Follower(threading.Thread):
         self._reader = JournalReader(journals)
         self._closing = threading.Event()
         self._client: Any = None
+        self._started = int(time.time() * 1000)
 
     def run(self) -> None:
         while not self._closing.wait(0.5):
@@ -218,13 +219,17 @@ class Follower(threading.Thread):
         if not self.experiment_id:
             self.experiment_id = experiment_id(self._client, self.uri, self.output)
         if self.with_parent and not self.parent_id:
-            self.parent_id = find_or_create(self._client, self.experiment_id, self.parent_name, self.parent_tags)
+            self.parent_id = find_or_create(
+                self._client, self.experiment_id, self.parent_name, self.parent_tags, self._started
+            )
 
     def _carry(self, step: str, events: list[dict[str, Any]]) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+        from mlflow.entities import Metric, Param, RunTag
 
         run_id = self._runs.get(step) or self._start(step, events)
-        params, metrics, tags, inputs = {}, [], {}, []
+        params: dict[str, str] = {}
+        tags: dict[str, str] = {}
+        metrics, inputs = [], []
         status, ended = "", 0
         for event in events:
             kind, when = event["event"], int(event["time"] * 1000)
@@ -237,13 +242,7 @@ class Follower(threading.Thread):
             elif kind == "error":
                 tags |= {"graftwork.error": event["message"][:5000]}
             elif kind == "dataset":
-                source = json.dumps({"uri": event["source"]})
-                inputs.append(
-                    DatasetInput(
-                        Dataset(event["name"], event["digest"], "local", source),
-                        [InputTag("mlflow.data.context", event["context"])],
-                    )
-                )
+                inputs.append(dataset_input(event["name"], event["digest"], event["source"], event["context"]))
             elif kind == "artifact":
                 with contextlib.suppress(FileNotFoundError):
                     self._client.log_artifact(run_id, event["path"], event["folder"] or None)
@@ -285,6 +284,14 @@ class Follower(threading.Thread):
             self._client.set_terminated(self.parent_id, status)
 
 
+def dataset_input(name: str, digest: str, source: str, context: str) -> Any:
+    """Return MLflow's record of a dataset as a run's input; ``context`` is "training" or "evaluation"."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entity = Dataset(name, digest, "local", json.dumps({"uri": source}))
+    return DatasetInput(entity, [InputTag("mlflow.data.context", context)])
+
+
 def experiment_id(client: Any, uri: str, output: Path) -> str:
     """Return the experiment's id; it is made where there is none, with its artifacts beside a SQLite file."""
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
@@ -293,7 +300,8 @@ def experiment_id(client: Any, uri: str, output: Path) -> str:
         return str(found.experiment_id)
     where = (output / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
     try:
-        return str(client.create_experiment(name, where))
+        # The kind opens the pages on training runs; without it MLflow 3 guesses, and guesses chat traces.
+        return str(client.create_experiment(name, where, {"mlflow.experimentKind": "custom_model_development"}))
     except Exception:  # another run made it a moment ago
         found = client.get_experiment_by_name(name)
         if not found:
@@ -301,7 +309,7 @@ def experiment_id(client: Any, uri: str, output: Path) -> str:
         return str(found.experiment_id)
 
 
-def find_or_create(client: Any, experiment: str, name: str, tags: dict[str, str]) -> str:
+def find_or_create(client: Any, experiment: str, name: str, tags: dict[str, str], started: int) -> str:
     """Return the run with the tag ``graftwork.run``; searching first, a lost answer makes no second one."""
     key = tags["graftwork.run"]
     found = client.search_runs(
@@ -309,7 +317,7 @@ def find_or_create(client: Any, experiment: str, name: str, tags: dict[str, str]
     )
     if found:
         return str(found[0].info.run_id)
-    return str(client.create_run(experiment, None, {**tags, "graftwork.parent": "true"}, name).info.run_id)
+    return str(client.create_run(experiment, started, {**tags, "graftwork.parent": "true"}, name).info.run_id)
 
 
 def _by_step(items: list[tuple[str, dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:

@@ -112,7 +112,8 @@ def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, setti
             "critical",
             "examples",
             gxe.ExpectColumnValuesToBeInSet(column="decodable", value_set=[True], mostly=1 - settings.max_broken),
-            f"{{count}} of {len(examples)} images cannot be decoded, more than the {settings.max_broken:.0%} allowed ({{examples}}); mend or remove them, or raise max_broken",
+            f"{{count}} of {len(examples)} images cannot be decoded, more than the {settings.max_broken:.0%} allowed "
+            "({examples}); mend or remove them, or raise max_broken",
             broken,
         ),
         Rule(

@@ -410,7 +410,8 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     show("")
     console.print(table)
     show(
-        f"\n{data['train']:,} images to train, {data['val']:,} to validate, {data['test']:,} to test, {len(data['classes'])} classes. Chosen on validation: [bold]{TITLES.get(summary['chosen'], summary['chosen'])}[/]."
+        f"\n{data['train']:,} images to train, {data['val']:,} to validate, {data['test']:,} to test, "
+        f"{len(data['classes'])} classes. Chosen on validation: [bold]{TITLES.get(summary['chosen'], summary['chosen'])}[/]."
     )
     if registered:
         aliases = ", ".join(registered["aliases"]) or "no alias"
@@ -429,7 +430,8 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     show(f"Report: {escape(str(folder / 'report.html'))}")
     if "error" in summary["mlflow"]:
         show(
-            f"[yellow]MLflow at {escape(summary['mlflow']['tracking_uri'])} did not take everything ({escape(summary['mlflow']['error'][:200])}); the journals are in {escape(str(folder / 'journals'))}[/]"
+            f"[yellow]MLflow at {escape(summary['mlflow']['tracking_uri'])} did not take everything "
+            f"({escape(summary['mlflow']['error'][:200])}); the journals are in {escape(str(folder / 'journals'))}[/]"
         )
     elif summary["mlflow"]["tracking_uri"].startswith("sqlite:"):
         show("MLflow UI: graftwork ui" + ("" if output == Path("runs") else f" --output {escape(str(output))}"))

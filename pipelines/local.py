@@ -24,7 +24,7 @@ from rich.console import Console
 import graftwork
 from graftwork.errors import UserError, one_line
 from graftwork.files import write_json
-from graftwork.tracking import JOURNALS, Follower, JournalReader, source_tags, tracking_uri
+from graftwork.tracking import JOURNALS, Follower, JournalReader, dataset_input, source_tags, tracking_uri
 
 STEPS = [
     "ingest_data",
@@ -85,13 +85,15 @@ def run_local(
     # Children get these; no parameter carries them, so that a run's own id does not make every step's cache key new.
     os.environ |= {JOURNALS: str(journals), "MLFLOW_TRACKING_URI": uri}
     tags = {
+        "mlflow.source.name": "graftwork run",
+        "mlflow.source.type": "LOCAL",
         "graftwork.run": run_id,
         "graftwork.backbone": str(parameters["backbone"]),
         "graftwork.process": process_name(os.getpid()),
         **source_tags(),
     }
     steps = [s for s in STEPS for s in ((s, "train_scratch") if s == "fine_tune" and with_scratch_control else (s,))]
-    follower = Follower(journals, uri, output.resolve(), f"graftwork {run_id}", tags)
+    follower = Follower(journals, uri, output.resolve(), run_id, tags)
     follower.start()
     display = Display(console, journals, steps)
     display.start()
@@ -209,9 +211,11 @@ class Tee(io.TextIOBase):
 @contextlib.contextmanager
 def quiet(log: Path, verbose: bool) -> Iterator[None]:
     """Send what KFP and the steps print to ``log``, and to the terminal as well if ``verbose``."""
-    with log.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        with contextlib.redirect_stdout(Tee(file, sys.stdout) if verbose else file):
-            yield
+    with (
+        log.open("w", encoding="utf-8", errors="backslashreplace") as file,
+        contextlib.redirect_stdout(Tee(file, sys.stdout) if verbose else file),
+    ):
+        yield
 
 
 def build_digest() -> str:
@@ -359,6 +363,8 @@ def log_parent(client: Any, run_id: str, summary: dict[str, Any], folder: Path) 
         [Param(k, str(v)) for k, v in summary["parameters"].items()],
         [RunTag(k, v) for k, v in tags.items()],
     )
+    data = summary["data"]
+    client.log_inputs(run_id, [dataset_input(data["name"], data["digest"], summary["parameters"]["data"], "training")])
     for page in ("report.html", "validation.html"):
         client.log_artifact(run_id, str(folder / page))
 
