@@ -6,10 +6,13 @@ Adding a backbone needs no code: a timm name and ``--weights FILE`` do. A packag
 import difflib
 import hashlib
 import importlib.util
+import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import timm
 import torch
@@ -216,6 +219,12 @@ def rename_by_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> di
 
 
 def from_hub(name: str, args: dict[str, Any]) -> Any:
+    """Build the network with the weights that timm names for it, from the hub or from the hub's cache on this machine."""
+    if not hub_answers():
+        # The hub's client would try for most of a minute; told that it is offline, it looks into its cache at once.
+        import huggingface_hub.constants
+
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         return build(name, args, classes=1000, pretrained=True)
     except (
@@ -230,6 +239,18 @@ def from_hub(name: str, args: dict[str, Any]) -> Any:
         raise UserError(
             f"backbone {name}: no pretrained weights to be had (timm's hub: {one_line(error, 120)}); {way}"
         ) from None
+
+
+def hub_answers(timeout: float = 5.0) -> bool:
+    """Tell whether the model hub can be reached; yes where a proxy is between, which only the client knows how to ask."""
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
+    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or 443), timeout).close()
+    except OSError:
+        return False
+    return True
 
 
 def sha256_of(path: Path) -> str:

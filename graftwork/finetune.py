@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from graftwork.backbones import build
 from graftwork.batches import SplitImages, augment
 from graftwork.dataset import Dataset
+from graftwork.errors import UserError
 from graftwork.images import Preprocess
 from graftwork.model import pick_device, read_info, read_tensors, save_model, to_input
 from graftwork.settings import FineTuneSettings
@@ -33,7 +34,7 @@ def fine_tune(
     settings: FineTuneSettings,
     folder: Path,
     progress: Progress = lambda done, total: None,
-    on_plan: Callable[[Plan], None] = lambda plan: None,
+    note: Callable[[str], None] = lambda message: None,
     on_epoch: EpochReport = lambda epoch, metrics: None,
 ) -> dict[str, Any]:
     """Train from the Model artifact ``baseline`` and write the Model artifact ``folder``; return its ``model.json``.
@@ -50,11 +51,14 @@ def fine_tune(
     train = SplitImages(dataset, "train", preprocess)
     val = SplitImages(dataset, "val", preprocess)
     todo = plan(settings, len(train), len(dataset.classes))
-    on_plan(todo)
+    for reason in todo.reasons:
+        note(reason)
 
     network = starting_network(baseline, info, todo, len(dataset.classes)).to(device, memory_format=torch.channels_last)
     freeze(network, todo.strategy, info["head"])
     batch_size = min(settings.batch_size, len(train))
+    if batch_size < 2 and todo.strategy == "scratch":
+        raise UserError("setting batch_size = 1: BatchNorm learns nothing from one example; from scratch, use at least 2")
     steps_per_epoch = math.ceil(len(train) / batch_size)
     total_steps = todo.epochs * steps_per_epoch
     warmup_steps = round(settings.warmup * total_steps)
@@ -106,8 +110,12 @@ def fine_tune(
         seconds = time.perf_counter() - started
         candidate = ema.module if ema else network
         accuracy, val_loss = measure(candidate, val, preprocess, device)
+        train_loss = float(torch.stack(losses).mean())
+        if not math.isfinite(train_loss + val_loss):
+            note(f"training diverged in epoch {epoch}: the loss is no number any more; try a smaller learning_rate")
+            break
         metrics = {
-            "train_loss": float(torch.stack(losses).mean()) if losses else float("nan"),
+            "train_loss": train_loss,
             "val_accuracy": accuracy,
             "val_loss": val_loss,
             "learning_rate": max(group["lr"] for group in optimizer.param_groups),

@@ -55,7 +55,7 @@ def save_model(
 
     with finished_folder(folder) as partial:
         for name, content in {"model.safetensors": tensors, **(beside or {})}.items():
-            save_file({k: np.ascontiguousarray(v) for k, v in content.items()}, partial / name)
+            save_file({k: np.asarray(v, order="C") for k, v in content.items()}, partial / name)
         info = {
             "format": FORMAT,
             **info,

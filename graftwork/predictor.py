@@ -23,7 +23,8 @@ class Predictor(PythonModel):
     def load_context(self, context: Any) -> None:
         self.model: Model = load_model(context.artifacts["model"])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    # No annotations here: MLflow reads them as a schema for the inputs, and warns of every kind that it does not know.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Return a row an input: ``label``, then ``p_CLASS`` for every class. A broken image raises, with its position."""
         items = model_input.iloc[:, 0].tolist() if isinstance(model_input, pd.DataFrame) else list(model_input)
         pixels = []

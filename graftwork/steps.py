@@ -120,7 +120,7 @@ def fine_tune(
             chosen,
             Path(model),
             journal.progress,
-            on_plan=lambda plan: journal.notes(plan.reasons),
+            note=lambda message: journal.notes([message]),
             on_epoch=lambda epoch, values: journal.metrics(values, epoch),
         )
         journal.params(info["hyperparameters"])

@@ -175,7 +175,7 @@ class Follower(threading.Thread):
         self._reader = JournalReader(journals)
         self._closing = threading.Event()
         self._client: Any = None
-        self._started = int(time.time() * 1000)
+        self._began = int(time.time() * 1000)
 
     def run(self) -> None:
         while not self._closing.wait(0.5):
@@ -220,7 +220,7 @@ class Follower(threading.Thread):
             self.experiment_id = experiment_id(self._client, self.uri, self.output)
         if self.with_parent and not self.parent_id:
             self.parent_id = find_or_create(
-                self._client, self.experiment_id, self.parent_name, self.parent_tags, self._started
+                self._client, self.experiment_id, self.parent_name, self.parent_tags, self._began
             )
 
     def _carry(self, step: str, events: list[dict[str, Any]]) -> None:

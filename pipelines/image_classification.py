@@ -142,10 +142,13 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
                     task.set_env_variable("GRAFTWORK_BUILD", build)
                 else:
                     on_cluster(task, *(LIGHT if kind == "light" else HEAVY))
-        # The champion may have changed since the last run; on a cluster, so may the data behind the same name.
+        # The champion may have changed since the last run.
         registration.set_caching_options(False)
         if not local:
-            ingest.set_caching_options(False)
+            # On a cluster, data may have changed behind the same name; and its cache looks at the names of artifacts, not at their
+            # contents, so only steps whose parameters tell all (the dataset's digest and the settings) may be reused.
+            for task in (ingest, *tasks["heavy"]):
+                task.set_caching_options(task is features)
         return Outputs(
             dataset=ingest.outputs["dataset"],
             validation=validate.outputs["report"],

@@ -1,0 +1,65 @@
+"""Fixtures that several tests share: a small real dataset and a small network with weights in a local file."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# What a developer has set must not reach the tests, nor their runs the developer's server.
+for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "GRAFTWORK_JOURNALS", "GRAFTWORK_IMAGE"):
+    os.environ.pop(_name, None)
+TINY = "test_resnet.r160_in1k"  # timm's own network for tests: 0.5 million parameters, BatchNorm, a real head
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory):
+    """Handwritten digits, 24 a class to train, 6 to validate, 15 to test, packed."""
+    from graftwork.dataset import open_dataset
+    from graftwork.ingest import ingest
+    from graftwork.settings import IngestSettings
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    ingest(IngestSettings(data="digits", train_per_class=24, test_per_class=15), folder)
+    return open_dataset(folder)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file for TINY. Random, but the same for every test."""
+    return make_weights(TINY, tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+def make_weights(name: str, path: Path) -> Path:
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False)
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def baseline(dataset, weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Model artifact of a linear probe on TINY's features."""
+    from graftwork.baseline import train_baseline
+    from graftwork.features import extract_features
+    from graftwork.settings import FeatureSettings
+
+    folder = tmp_path_factory.mktemp("baseline")
+    settings = FeatureSettings(backbone=TINY, weights=str(weights), image_size=32, flip=False, views=2)
+    extract_features(dataset, settings, folder / "embeddings")
+    train_baseline(folder / "embeddings", folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def tuned(dataset, baseline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Model artifact of TINY, fine-tuned for two epochs."""
+    from graftwork.finetune import fine_tune
+    from graftwork.settings import FineTuneSettings
+
+    folder = tmp_path_factory.mktemp("tuned") / "model"
+    fine_tune(dataset, baseline, FineTuneSettings(epochs=2, flip=False, strategy="full"), folder)
+    return folder
