@@ -1,7 +1,8 @@
 """``extract_features``: the Dataset artifact and a backbone in, the Embeddings artifact out."""
 
-from graftwork.components import IMAGE
 from kfp import dsl
+
+from graftwork.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

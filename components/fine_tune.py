@@ -1,7 +1,8 @@
 """``fine_tune``: the Dataset artifact and the baseline in, a Model artifact out."""
 
-from graftwork.components import IMAGE
 from kfp import dsl
+
+from graftwork.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -1,7 +1,8 @@
 """``ingest_data``: a source in, the Dataset artifact out."""
 
-from graftwork.components import IMAGE
 from kfp import dsl
+
+from graftwork.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -1,7 +1,8 @@
 """``train_baseline``: the Embeddings artifact in, a Model artifact out."""
 
-from graftwork.components import IMAGE
 from kfp import dsl
+
+from graftwork.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

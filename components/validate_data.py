@@ -1,7 +1,8 @@
 """``validate_data``: the Dataset artifact in, a page out; a critical finding stops the run."""
 
-from graftwork.components import IMAGE
 from kfp import dsl
+
+from graftwork.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

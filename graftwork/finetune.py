@@ -58,7 +58,9 @@ def fine_tune(
     freeze(network, todo.strategy, info["head"])
     batch_size = min(settings.batch_size, len(train))
     if batch_size < 2 and todo.strategy == "scratch":
-        raise UserError("setting batch_size = 1: BatchNorm learns nothing from one example; from scratch, use at least 2")
+        raise UserError(
+            "setting batch_size = 1: BatchNorm learns nothing from one example; from scratch, use at least 2"
+        )
     steps_per_epoch = math.ceil(len(train) / batch_size)
     total_steps = todo.epochs * steps_per_epoch
     warmup_steps = round(settings.warmup * total_steps)

@@ -5,6 +5,7 @@ The champion is evaluated again, now, on the same test images: its recorded figu
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ SAME_WEIGHTS = "graftwork.model_sha256"
 
 
 def register(
-    dataset: Dataset, evaluation: Path, models: dict[str, Path], settings: RegisterSettings, run_id: str
+    dataset: Dataset, evaluation: Path, models: dict[str, Path], settings: RegisterSettings, run_id: Callable[[], str]
 ) -> dict[str, Any]:
-    """Register the evaluation's choice under ``run_id`` and set an alias; return {"chosen", "decision", "registered"}.
+    """Register the evaluation's choice under the run that ``run_id`` gives, and set an alias; return {"chosen", "decision", "registered"}.
 
     A model whose very weights are a version already makes no second one.
     """
@@ -46,7 +47,7 @@ def register(
             "registered": described(client, name, champion.version),
         }
     decision = decide(result, chosen, dataset, champion, settings)
-    version = find_version(client, name, info["sha256"]) or log_version(client, name, folder, info, result, run_id)
+    version = find_version(client, name, info["sha256"]) or log_version(client, name, folder, info, result, run_id())
     if decision["promoted"]:
         client.set_registered_model_alias(name, CHAMPION, version)
         if CHALLENGER in described(client, name, version)["aliases"]:

@@ -45,6 +45,8 @@ def validate_data(dataset: str, dataset_digest: str, report: str, metrics: str, 
     """Check the dataset; write an HTML page ``report`` and counts ``metrics``. A critical finding stops the run."""
     with step("validate_data") as journal:
         chosen = s.parse(s.ValidateSettings, settings)
+        import great_expectations  # noqa: F401  imported here, before the work is timed
+
         from graftwork.validate import validate
 
         journal.write("working")
@@ -179,9 +181,7 @@ def register_model(
 
         journal.write("working")
         data = _open(dataset, dataset_digest, journal)
-        result = register(
-            data, Path(evaluation), {k: Path(v) for k, v in models.items() if v}, chosen, journal.run_id()
-        )
+        result = register(data, Path(evaluation), {k: Path(v) for k, v in models.items() if v}, chosen, journal.run_id)
         write_json(Path(decision), result)
         journal.params(chosen.model_dump())
         journal.tags({"graftwork.promoted": str(result["decision"]["promoted"]).lower()})

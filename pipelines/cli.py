@@ -164,8 +164,9 @@ def compile(
     import warnings
 
     warnings.simplefilter("ignore")
-    from graftwork.pipelines.image_classification import make_pipeline
     from kfp import compiler
+
+    from graftwork.pipelines.image_classification import make_pipeline
 
     partial = output.with_name(f".{output.stem}.partial.yaml")
     try:

@@ -5,6 +5,9 @@ Its parameters mirror the settings models of ``graftwork.settings``; a test hold
 
 from typing import Any, NamedTuple
 
+from kfp import dsl, kubernetes
+from kfp.dsl import PipelineTask
+
 from graftwork.components.evaluate_model import evaluate_model
 from graftwork.components.extract_features import extract_features
 from graftwork.components.fine_tune import fine_tune
@@ -12,8 +15,6 @@ from graftwork.components.ingest_data import ingest_data
 from graftwork.components.register_model import register_model
 from graftwork.components.train_baseline import train_baseline
 from graftwork.components.validate_data import validate_data
-from kfp import dsl, kubernetes
-from kfp.dsl import PipelineTask
 
 NAME = "graftwork-image-classification"
 # Requests of a step on a cluster: cores and memory, and the hours after which it is given up. Kubernetes may give more; limits are for memory alone.

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from graftwork.pipelines.display import Display
 from rich.console import Console
 
 import graftwork
 from graftwork.errors import UserError, one_line
 from graftwork.files import write_json
+from graftwork.pipelines.display import Display
 from graftwork.tracking import JOURNALS, Follower, JournalReader, dataset_input, source_tags, tracking_uri
 
 STEPS = [
@@ -129,9 +129,10 @@ def run_local(
 def run_pipeline(parameters: dict[str, Any], folder: Path, output: Path, with_scratch_control: bool) -> dict[str, Path]:
     """Run the DAG and return where its outputs lie; StepError if a step failed."""
     warnings.simplefilter("ignore")
-    from graftwork.pipelines.image_classification import make_pipeline
     from kfp import local
     from kfp.local import subprocess_task_handler
+
+    from graftwork.pipelines.image_classification import make_pipeline
 
     subprocess_task_handler.replace_python_executable = use_this_python
     local.init(
@@ -305,7 +306,7 @@ def finish(
         "parameters": parameters,
         "files": {name: str(path) for name, path in outputs.items()},
     }
-    follower.close()
+    follower.close(20)
     try:
         client = follower.client()
         summary["mlflow"] |= {"experiment_id": follower.experiment_id, "parent_run_id": follower.parent_id}

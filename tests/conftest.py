@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 # What a developer has set must not reach the tests, nor their runs the developer's server.
-for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "GRAFTWORK_JOURNALS", "GRAFTWORK_IMAGE"):
+for _name in (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_RUN_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+    "GRAFTWORK_JOURNALS",
+    "GRAFTWORK_IMAGE",
+):
     os.environ.pop(_name, None)
 TINY = "test_resnet.r160_in1k"  # timm's own network for tests: 0.5 million parameters, BatchNorm, a real head
 

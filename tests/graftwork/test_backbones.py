@@ -48,7 +48,9 @@ def test_family_from_local_weights_to_prediction(name: str, dataset, tmp_path: P
 
     baseline = load_model(tmp_path / "baseline", "cpu")
     first = next(k for k in source.state_dict() if k.endswith("weight"))
-    assert torch.equal(baseline.network.state_dict()[first], source.state_dict()[first]), "the file's weights are in the model"
+    assert torch.equal(baseline.network.state_dict()[first], source.state_dict()[first]), (
+        "the file's weights are in the model"
+    )
     images = SplitImages(dataset, "val", baseline.preprocess)
     features = np.load(tmp_path / "embeddings" / "features-val.npy")[0]
     state = baseline.network.state_dict()
@@ -85,7 +87,12 @@ def test_head_is_zero_and_rest_is_not(weights: Path) -> None:
 def test_overrides_of_the_input(weights: Path) -> None:
     """A user whose weights were trained with another mean or size could not say so."""
     settings = FeatureSettings(
-        backbone="test_resnet", weights=str(weights), image_size=40, mean=[0.5], std=[0.1, 0.2, 0.3], interpolation="bilinear"
+        backbone="test_resnet",
+        weights=str(weights),
+        image_size=40,
+        mean=[0.5],
+        std=[0.1, 0.2, 0.3],
+        interpolation="bilinear",
     )
     preprocess = load_backbone(settings, 2).preprocess
     assert (preprocess.size, preprocess.mean, preprocess.std) == (40, (0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
@@ -95,7 +102,9 @@ def test_overrides_of_the_input(weights: Path) -> None:
 def test_wrapped_checkpoint_loads(tmp_path: Path) -> None:
     """Checkpoints of training scripts keep the state dict under a key, with a `module.` prefix: they are weights all the same."""
     network = timm.create_model("test_resnet", pretrained=False)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}, "epoch": 3}, tmp_path / "w.pth")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}, "epoch": 3}, tmp_path / "w.pth"
+    )
     loaded = load_backbone(FeatureSettings(backbone="test_resnet", weights=str(tmp_path / "w.pth"), image_size=32), 2)
     before, after = network.state_dict(), loaded.network.state_dict()
     assert all(torch.equal(after[k], before[k]) for k in before if not k.startswith(loaded.head))
@@ -141,7 +150,9 @@ def test_weights_that_do_not_fit(damage: str, message: str, tmp_path: Path) -> N
         state[key] = torch.zeros(3, 3, 3, 3)
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=message):
-        load_backbone(FeatureSettings(backbone="test_resnet", weights=str(tmp_path / "w.safetensors"), image_size=32), 2)
+        load_backbone(
+            FeatureSettings(backbone="test_resnet", weights=str(tmp_path / "w.safetensors"), image_size=32), 2
+        )
 
 
 def test_no_weights_is_an_error_never_random(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ def test_figures_follow_from_the_predictions(dataset, result) -> None:
         table = pq.read_table(folder / f"predictions-{name}.parquet").to_pandas()
         assert len(table) == found["examples"] == 150
         assert candidate["test"]["accuracy"] == pytest.approx((table["label"] == table["predicted"]).mean())
-        assert candidate["test"]["macro_f1"] == pytest.approx(f1_score(table["label"], table["predicted"], average="macro"))
+        assert candidate["test"]["macro_f1"] == pytest.approx(
+            f1_score(table["label"], table["predicted"], average="macro")
+        )
         low, high = candidate["test"]["accuracy_interval"]
         assert low < candidate["test"]["accuracy"] < high
         probabilities = table[[f"p_{c}" for c in dataset.classes]].to_numpy()

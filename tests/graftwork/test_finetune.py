@@ -74,7 +74,9 @@ def test_strategy_trains_what_it_says(strategy: str, dataset, baseline: Path, tm
 
 def test_best_epoch_is_kept(dataset, baseline: Path, tmp_path: Path) -> None:
     """The last epoch is not the best one; and training that only does harm must leave the probe as it was."""
-    ruinous = FineTuneSettings(epochs=3, strategy="full", learning_rate=3.0, layer_decay=1.0, ema_decay=0, warmup=0, patience=2)
+    ruinous = FineTuneSettings(
+        epochs=3, strategy="full", learning_rate=3.0, layer_decay=1.0, ema_decay=0, warmup=0, patience=2
+    )
     info = fine_tune(dataset, baseline, ruinous, tmp_path / "ruined")
     accuracies = [h["val_accuracy"] for h in info["history"]]
     assert info["selection"] == {"metric": "val_accuracy", "value": accuracies[0], "examples": 60, "epoch": 0}

@@ -25,7 +25,17 @@ def test_folder_holds_nothing_that_unpickles(tuned: Path) -> None:
 def test_info_says_what_is_needed_to_use_it(tuned: Path) -> None:
     """Without preprocessing, classes, versions and digests in the artifact, it cannot be served or traced."""
     info = read_info(tuned)
-    for key in ("backbone", "classes", "preprocess", "weights", "dataset_digest", "sha256", "seconds", "selection", "hyperparameters"):
+    for key in (
+        "backbone",
+        "classes",
+        "preprocess",
+        "weights",
+        "dataset_digest",
+        "sha256",
+        "seconds",
+        "selection",
+        "hyperparameters",
+    ):
         assert info[key], key
     assert {"torch", "timm", "pillow", "graftwork"} <= set(info["versions"])
 

@@ -50,14 +50,16 @@ def worse(model: Path, folder: Path) -> Path:
     tensors = read_tensors(model, info)
     head = f"{info['head']}.weight"
     tensors[head] = np.random.default_rng(0).normal(size=tensors[head].shape).astype(np.float32)
-    save_model(folder, tensors, {k: v for k, v in info.items() if k not in ("sha256", "versions", "parameters", "format")})
+    save_model(
+        folder, tensors, {k: v for k, v in info.items() if k not in ("sha256", "versions", "parameters", "format")}
+    )
     return folder
 
 
 def register(dataset, evaluation: Path, models, store, name: str, **settings):
     from graftwork.register import register as do
 
-    return do(dataset, evaluation, models, RegisterSettings(register_as=name, **settings), run_id(store))
+    return do(dataset, evaluation, models, RegisterSettings(register_as=name, **settings), lambda: run_id(store))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,9 @@ def test_registered_model_gives_the_evaluations_probabilities(first, dataset, st
     np.testing.assert_allclose([p for _, p in rows], expected[columns].to_numpy(), atol=1e-5)
 
 
-def test_registered_version_holds_no_pickle_and_says_where_it_comes_from(first, dataset, baseline, store, tmp_path) -> None:
+def test_registered_version_holds_no_pickle_and_says_where_it_comes_from(
+    first, dataset, baseline, store, tmp_path
+) -> None:
     """A registry that unpickles, or does not say which data made the model, cannot be trusted."""
     import mlflow
 

@@ -12,7 +12,9 @@ from graftwork.pipelines.cli import parse_value, pipeline_parameters
 
 
 def graftwork(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "graftwork.pipelines.cli", *arguments], capture_output=True, text=True, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "graftwork.pipelines.cli", *arguments], capture_output=True, text=True, cwd=cwd
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "compile", "predict", "compare", "ui", "settings"])
@@ -21,7 +23,10 @@ def test_help_is_there(command: str, tmp_path: Path) -> None:
     found = graftwork(command, "--help", cwd=tmp_path)
     assert found.returncode == 0
     if command != "settings":
-        assert f"graftwork {command} " in found.stdout.replace("Usage: graftwork", "") or "graftwork compare" in found.stdout
+        assert (
+            f"graftwork {command} " in found.stdout.replace("Usage: graftwork", "")
+            or "graftwork compare" in found.stdout
+        )
 
 
 def test_settings_lists_everything(tmp_path: Path) -> None:

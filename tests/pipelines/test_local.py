@@ -51,7 +51,9 @@ def test_timings_leave_starts_and_imports_out_of_the_work(tmp_path: Path) -> Non
         {"event": "end", "time": 20.0, "status": "FINISHED"},
     ]
     (tmp_path / "evaluate_model.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert local.step_timings(tmp_path, ["evaluate_model"]) == {"evaluate_model": {"seconds": 10.0, "work_seconds": 6.0}}
+    assert local.step_timings(tmp_path, ["evaluate_model"]) == {
+        "evaluate_model": {"seconds": 10.0, "work_seconds": 6.0}
+    }
 
 
 def test_reused_steps_are_journalled_from_their_first_run(tmp_path: Path) -> None:
