@@ -143,7 +143,7 @@ def quiet_mlflow() -> None:
         os.environ.setdefault(name, value)
     import logging
 
-    for logger in ("alembic", "mlflow", "mlflow.store.db.utils"):
+    for logger in ("alembic", "mlflow", "mlflow.store.db.utils", "urllib3"):
         logging.getLogger(logger).setLevel(logging.ERROR)
 
 
@@ -178,14 +178,16 @@ class Follower(threading.Thread):
         self._began = int(time.time() * 1000)
 
     def run(self) -> None:
-        while not self._closing.wait(0.5):
+        pause = 0.5
+        while not self._closing.wait(pause):
             self._round()
+            pause = min(2 * pause, 10.0) if self.error else 0.5
 
     def close(self, timeout: float = 60.0) -> None:
         """Carry what is left and stop."""
+        deadline = time.monotonic() + timeout
         self._closing.set()
         self.join(timeout)
-        deadline = time.monotonic() + timeout
         self._round()
         while self.unsent and time.monotonic() < deadline:
             time.sleep(1)

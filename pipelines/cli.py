@@ -42,7 +42,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-console = Console()
+# Piped into a file or another program, tables are not folded to the 80 columns of a terminal that is not there.
+WIDTH = None if sys.stdout.isatty() else 160
+console = Console(width=WIDTH)
 errors = Console(stderr=True)
 Output = Annotated[
     Path, typer.Option("--output", help="Folder for runs, and for MLflow where MLFLOW_TRACKING_URI is not set.")
@@ -127,7 +129,7 @@ def run(
     console.print(f"[bold]graftwork[/]  {escape(one_line(source.name))}  {escape(backbone)}", highlight=False)
     try:
         # Bound to the stdout of now: while the pipeline runs, what prints goes to the log.
-        summary = run_local(parameters, output, with_scratch_control, Console(file=sys.stdout), verbose)
+        summary = run_local(parameters, output, with_scratch_control, Console(file=sys.stdout, width=WIDTH), verbose)
     except StepError as error:
         errors.print(f"[red]graftwork: {escape(str(error))}[/]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
@@ -234,19 +236,21 @@ def compare(
         )
     runs = client.search_runs([found.experiment_id], "tags.`graftwork.parent` = 'true'", max_results=limit)
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "status", "data", "backbone", "baseline", "fine-tuned", "scratch", "chosen", "promoted"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("run", "data", "backbone"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "run")
+    for heading in ("baseline", "fine-tuned", "scratch", "chosen"):
+        table.add_column(heading, no_wrap=True)
     for one in runs:
         metrics, tags, params = one.data.metrics, one.data.tags, one.data.params
-        figures = [
-            f"{metrics[f'{c}_accuracy']:.3f}" if f"{c}_accuracy" in metrics else ""
-            for c in ("baseline", "fine_tuned", "scratch")
-        ]
-        name = Path(params.get("data", "")).name
+        keys = [f"{c}_accuracy" for c in ("baseline", "fine_tuned", "scratch")]
+        chosen = tags.get("graftwork.chosen", "") if one.info.status == "FINISHED" else one.info.status
         table.add_row(
-            tags.get("graftwork.run", ""), one.info.status, escape(name), escape(tags.get("graftwork.backbone", "")), *figures,
-            tags.get("graftwork.chosen", ""), tags.get("graftwork.promoted", ""),
-        )  # fmt: skip
+            tags.get("graftwork.run", ""),
+            escape(one_line(Path(params.get("data", "")).name)),
+            escape(tags.get("graftwork.backbone", "")),
+            *(f"{metrics[key]:.3f}" if key in metrics else "" for key in keys),
+            f"{chosen}, promoted" if tags.get("graftwork.promoted") == "true" else chosen,
+        )
     console.print(table)
 
 
@@ -315,6 +319,9 @@ def pipeline_parameters(options: dict[str, Any], assignments: list[str]) -> dict
                 + (f"did you mean {near[0]}?" if near else "see 'graftwork settings'")
             )
         values[key] = parse_value(text)
+    for name, value in values.items():
+        if isinstance(value, str) and "{{$" in value:
+            raise UserError(f"setting {name}: holds '{{{{$', which KFP would replace; rename the file or folder")
     for model in STEP_SETTINGS:
         checked = parse(model, {name: values[name] for name in model.model_fields})
         values |= checked.model_dump()

@@ -116,10 +116,11 @@ def run_local(
             if summary is None:
                 for partial in folder.rglob("*.partial"):
                     shutil.rmtree(partial, ignore_errors=True)
-                follower.close(20)
+                follower.close(10)
                 with contextlib.suppress(Exception):  # the server is away: the journals stay where they are
-                    end_stale_runs(follower)
-                    follower.finish(status)
+                    if not follower.error:
+                        end_stale_runs(follower)
+                        follower.finish(status)
         finally:
             os.environ.pop(JOURNALS, None)
     assert summary is not None
@@ -160,7 +161,13 @@ def why(journals: Path, otherwise: str) -> str:
     events = JournalReader(journals).poll()
     for step, event in reversed(events):
         if event["event"] == "error":
-            return f"step {step} failed: {event['message']}"
+            # What was finished is in the cache: worth knowing where minutes of training went before.
+            kept = (
+                ""
+                if step in ("ingest_data", "validate_data", "extract_features")
+                else "; the next run reuses what was finished"
+            )
+            return f"step {step} failed: {event['message']}{kept}"
     ended = {step for step, event in events if event["event"] == "end"}
     cut_off = [step for step, event in events if event["event"] == "start" and step not in ended]
     if cut_off:

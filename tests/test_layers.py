@@ -23,7 +23,11 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted((ROOT / "graftwork").glob("*.py")), ids=lambda p: p.name)
 def test_library_knows_neither_kfp_nor_the_layers_above(path: Path) -> None:
     """A step that needs KFP can be neither tested nor run without it."""
-    above = [m for m in imports(path) if m.split(".")[0] == "kfp" or m.startswith(("graftwork.components", "graftwork.pipelines"))]
+    above = [
+        m
+        for m in imports(path)
+        if m.split(".")[0] == "kfp" or m.startswith(("graftwork.components", "graftwork.pipelines"))
+    ]
     assert not above
 
 
@@ -42,7 +46,10 @@ def test_mlflow_folder_never_shadows_the_package() -> None:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("graftwork.pipelines.cli", ("torch", "timm", "mlflow", "kfp", "pandas", "great_expectations", "sklearn", "boto3")),
+        (
+            "graftwork.pipelines.cli",
+            ("torch", "timm", "mlflow", "kfp", "pandas", "great_expectations", "sklearn", "boto3"),
+        ),
         ("graftwork.steps", ("torch", "timm", "mlflow", "kfp", "pandas", "great_expectations", "sklearn", "boto3")),
         ("graftwork.ingest", ("torch", "timm", "mlflow", "pandas", "great_expectations", "sklearn")),
         ("graftwork.validate", ("torch", "timm", "mlflow")),
@@ -54,5 +61,7 @@ def test_mlflow_folder_never_shadows_the_package() -> None:
 def test_start_up_imports_only_what_the_step_needs(module: str, heavy: tuple[str, ...]) -> None:
     """Every step is a process of its own: one stray import costs seconds, eight times a run."""
     code = f"import sys, {module}; print(*[m for m in {heavy!r} if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.split()
     assert found == []

@@ -161,4 +161,4 @@ def test_second_run_reuses_what_has_not_changed(first) -> None:
     narrow, wide = (s["candidates"]["fine_tuned"]["test"]["accuracy_interval"] for s in (third, before))
     assert narrow[1] - narrow[0] < wide[1] - wide[0]
     table = graftwork("compare", cwd=folder)
-    assert table.returncode == 0 and table.stdout.count("FINI") == 3
+    assert table.returncode == 0 and table.stdout.count("fashion-mnist") == 3 and table.stdout.count("promoted") == 1

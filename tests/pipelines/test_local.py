@@ -40,7 +40,9 @@ def test_reason_of_a_failure_is_told(tmp_path: Path) -> None:
     journal.write("start", created=time.time())
     assert "fine_tune failed: its process was killed" in local.why(tmp_path, "x")
     journal.write("error", message="no labels; add some")
-    assert local.why(tmp_path, "x") == "step fine_tune failed: no labels; add some"
+    assert (
+        local.why(tmp_path, "x") == "step fine_tune failed: no labels; add some; the next run reuses what was finished"
+    )
 
 
 def test_timings_leave_starts_and_imports_out_of_the_work(tmp_path: Path) -> None:
