@@ -92,7 +92,7 @@ def check_name(name: str) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.lower(), timm.list_models(), n=3, cutoff=0.5)
         raise UserError(
-            f"backbone {one_line(name)!r}: timm has no such network; "
+            f"backbone '{one_line(name)}': timm has no such network; "
             + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
         )
 

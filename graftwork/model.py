@@ -83,7 +83,8 @@ def read_info(folder: str | Path) -> dict[str, Any]:
         kind = info["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"model {folder}: is no Model folder ({'no model.json' if isinstance(error, OSError) else 'model.json is damaged'})"
+            f"model {folder}: is no Model folder ({'no model.json' if isinstance(error, OSError) else 'model.json is damaged'}); "
+            "give a Model folder or models:/NAME@champion"
         ) from None
     if kind != FORMAT:
         raise UserError(f"model {folder}: has the format {kind!r}, this version reads {FORMAT!r}; upgrade graftwork")

@@ -38,7 +38,9 @@ def expand(inputs: list[Path]) -> Iterator[Path]:
                 p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
             )
             if not found:
-                raise UserError(f"input {one_line(path)}: this folder holds no images")
+                raise UserError(
+                    f"input {one_line(path)}: this folder holds no images; give image files, or a folder of them"
+                )
             yield from found
         elif not path.exists():
             raise UserError(f"input {one_line(path)}: no such file; check the path")
@@ -92,7 +94,9 @@ def model_folder(model: str, uri: str) -> Path:
             else client.get_model_version(name, match["version"])
         )
     except MlflowException as error:
-        raise UserError(f"model {one_line(model)}: the registry at {uri} has none ({one_line(error, 120)})") from None
+        raise UserError(
+            f"model {one_line(model)}: the registry at {uri} has none ({one_line(error, 120)}); give a name, version or alias that it has"
+        ) from None
     return fetch_version(version, uri)
 
 

@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm",
     ".tga", ".jp2", ".j2k", ".ico", ".avif",
 }  # fmt: skip
+OUTSIDE = "images outside a class folder"
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -66,7 +67,7 @@ def open_source(uri: str) -> DataSource:
     """
     if "://" in uri and not uri.startswith("file://"):
         raise UserError(
-            f"data {one_line(uri)!r}: only folders and named datasets ({', '.join(NAMED)}) can be read; copy the images to a folder"
+            f"data '{one_line(uri)}': only folders and named datasets ({', '.join(NAMED)}) can be read; copy the images to a folder"
         )
     path = Path(uri.removeprefix("file://")).expanduser()
     if uri in NAMED and not path.is_dir():
@@ -86,7 +87,14 @@ class FolderSource:
             # What a path cannot be (too long, a NUL byte) raises here as well.
             kind = "missing" if not root.exists() else "folder" if root.is_dir() else "file"
             children = (
-                sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+                # A link that leads back up is no class and no split.
+                sorted(
+                    p.name
+                    for p in root.iterdir()
+                    if p.is_dir()
+                    and not p.name.startswith(".")
+                    and p.resolve() not in (root.resolve(), *root.resolve().parents)
+                )
                 if kind == "folder"
                 else []
             )
@@ -110,11 +118,15 @@ class FolderSource:
         self._files = list(self._walk())
         labels = sorted({label for _, label, _, _ in self._files})
         if not self._files:
-            hint = f" ({sum(self._skipped.values())} files there have no image suffix)" if self._skipped else ""
+            outside = self._skipped.pop(OUTSIDE, 0)
+            hint = f" in class folders ({outside} lie outside a class folder)" if outside else ""
+            hint = hint or (
+                f" ({sum(self._skipped.values())} files there have no image suffix)" if self._skipped else ""
+            )
             raise UserError(f"data {shown}: no images found{hint}; put them in one folder a class, as CLASS/photo.jpg")
         if len(labels) < 2:
             raise UserError(
-                f"data {shown}: only one class, {one_line(labels[0])!r}; a classifier needs images in at least two class folders"
+                f"data {shown}: only one class, '{one_line(labels[0])}'; a classifier needs images in at least two class folders"
             )
 
     def _walk(self) -> Iterator[tuple[str, str, str, Path]]:
@@ -139,9 +151,7 @@ class FolderSource:
                     continue
                 suffix = Path(file).suffix.lower()
                 if suffix not in IMAGE_SUFFIXES or len(parts) <= depth:
-                    self._skipped[
-                        "images outside a class folder" if suffix in IMAGE_SUFFIXES else suffix or "no suffix"
-                    ] += 1
+                    self._skipped[OUTSIDE if suffix in IMAGE_SUFFIXES else suffix or "no suffix"] += 1
                     continue
                 label = printable(parts[depth])
                 yield "/".join((*parts, file)), label, self.split_of[parts[0]] if depth else "", Path(folder, file)

@@ -215,7 +215,10 @@ def step(name: str) -> Iterator[Journal]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             _crash(journal, name, error)
-        _fail(journal, f"disk full while writing {one_line(error.filename or name)}; free some space and run again")
+        _fail(
+            journal,
+            f"disk full while writing {one_line(error.filename or 'the output folder')}; free some space and run again",
+        )
     except Exception as error:  # a mistake of ours: the trace goes to the log, one line to the user
         _crash(journal, name, error)
     finally:

@@ -1,12 +1,13 @@
 """The command line. Exit status: 0 done, 1 a step failed, 2 a mistake in what was asked, 130 stopped by the user."""
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -180,7 +181,8 @@ def compile(
             f"output {one_line(output)}: cannot be written ({error.strerror}); give another with --output"
         ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     console.print(
         f"{escape(one_line(output))}: upload it in the KFP UI, or with kfp pipeline create",
         highlight=False,
@@ -232,7 +234,7 @@ def compare(
     found = client.get_experiment_by_name(experiment)
     if found is None:
         raise UserError(
-            f"experiment {one_line(experiment)!r}: there is none at {tracking_uri(output)}; run 'graftwork run' first, or set MLFLOW_TRACKING_URI"
+            f"experiment '{one_line(experiment)}': there is none at {tracking_uri(output)}; run 'graftwork run' first, or set MLFLOW_TRACKING_URI"
         )
     runs = client.search_runs([found.experiment_id], "tags.`graftwork.parent` = 'true'", max_results=limit)
     table = Table(box=None, pad_edge=False)
@@ -309,13 +311,13 @@ def pipeline_parameters(options: dict[str, Any], assignments: list[str]) -> dict
         key, equals, text = assignment.partition("=")
         key = key.strip().replace("-", "_")
         if not equals:
-            raise UserError(f"--set {one_line(assignment)!r}: write KEY=VALUE")
+            raise UserError(f"--set '{one_line(assignment)}': write KEY=VALUE")
         if key not in names or key == "source_fingerprint":
             import difflib
 
             near = difflib.get_close_matches(key, names, n=1)
             raise UserError(
-                f"--set {one_line(key)!r}: there is no such setting; "
+                f"--set '{one_line(key)}': there is no such setting; "
                 + (f"did you mean {near[0]}?" if near else "see 'graftwork settings'")
             )
         values[key] = parse_value(text)
@@ -372,7 +374,7 @@ def check_backbone(name: str, output: Path) -> None:
     if name not in names and name.split(".")[0] not in names:
         near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
         raise UserError(
-            f"backbone {one_line(name)!r}: timm has no such network; "
+            f"backbone '{one_line(name)}': timm has no such network; "
             + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
         )
 
@@ -449,17 +451,36 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
 
 def main() -> None:
     """Entry point: whatever goes wrong by the user's doing is one line."""
+    usage_error: type[Exception] = typer.BadParameter.__mro__[1]  # typer brings its own click, or uses click's
     try:
-        app()
+        # Not standalone: typer would draw a box of several lines, and keep Ctrl-C to itself.
+        status = app(standalone_mode=False)
     except UserError as error:
-        errors.print(f"[red]graftwork: {escape(str(error))}[/]", soft_wrap=True, highlight=False)
-        sys.exit(2)
+        fail(str(error))
+    except usage_error as error:
+        message = error.format_message()  # type: ignore[attr-defined]
+        if not message:  # the help was printed
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        fail(f"{message.rstrip('.')}; see {context.command_path if context else 'graftwork'} --help")
     except (KeyboardInterrupt, typer.Abort):
-        errors.print("[yellow]graftwork: stopped[/]")
-        sys.exit(130)
+        status = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        errors.print(
+            f"[red]graftwork: {escape(one_line(error, 500))}; free space or give another --output[/]", soft_wrap=True
+        )
+        sys.exit(1)
+    if status == 130:
+        errors.print("[yellow]graftwork: stopped[/]")
+    sys.exit(status or 0)
+
+
+def fail(message: str) -> NoReturn:
+    errors.print(f"[red]graftwork: {escape(one_line(message, 1000))}[/]", soft_wrap=True, highlight=False)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

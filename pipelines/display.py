@@ -58,6 +58,8 @@ class Display(threading.Thread):
     def _poll(self) -> None:
         for step, event in self._reader.poll():
             state = self.state.setdefault(step, {"started": event["time"]})
+            if event["event"] == "start":
+                self._print_reused_before(step)
             if event["event"] == "progress":
                 state["done"], state["total"] = event["done"], event["total"]
             elif event["event"] == "metrics" and "val_accuracy" in event["values"]:
@@ -77,7 +79,17 @@ class Display(threading.Thread):
         else:
             self.console.print(f"  {step}: {escape(message)}", soft_wrap=True, highlight=False)
 
+    def _print_reused_before(self, step: str) -> None:
+        """Say of the steps before ``step`` that have not begun that they never will: what they make was there already."""
+        for earlier in self.steps[: self.steps.index(step)]:
+            if earlier not in self.state and earlier not in self._printed and not self.console.is_terminal:
+                self._printed.add(earlier)
+                self.console.print(f"  {WORDS.get(earlier, earlier)}: reused", highlight=False)
+
     def _print_line(self, step: str) -> None:
+        if step in self._printed:
+            return
+        self._printed.add(step)
         state = self.state[step]
         mark = {"FINISHED": "done", "KILLED": "stopped"}.get(state["status"], "FAILED")
         how = "reused" if "reused" in state else f"{mark} in {state['ended'] - state['started']:.1f} s"

@@ -77,6 +77,7 @@ def run_local(
     journals = folder / "journals"
     try:
         journals.mkdir(parents=True)
+        (folder / "log.txt").write_bytes(bytes(4096))  # a full disk takes folders, but no byte
     except OSError as error:
         raise UserError(
             f"output {one_line(output)}: cannot be written ({error.strerror}); give another with --output"
@@ -94,37 +95,36 @@ def run_local(
     }
     steps = [s for s in STEPS for s in ((s, "train_scratch") if s == "fine_tune" and with_scratch_control else (s,))]
     follower = Follower(journals, uri, output.resolve(), run_id, tags)
-    follower.start()
     display = Display(console, journals, steps)
-    display.start()
-    status, outputs = "FAILED", {}
-    try:
-        with stoppable(), quiet(folder / "log.txt", verbose):
-            outputs = run_pipeline(parameters, folder, output, with_scratch_control)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
+    with stoppable():
+        follower.start()
+        display.start()
         try:
-            if status == "FINISHED":
-                mark_reused(steps, journals, outputs)
+            with quiet(folder / "log.txt", verbose):
+                outputs = run_pipeline(parameters, folder, output, with_scratch_control)
+        except BaseException as error:
+            with uninterrupted():
+                display.close()
+                abandon(follower, folder, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        with uninterrupted():
+            mark_reused(steps, journals, outputs)
             display.close()
-            summary = (
-                finish(follower, status, folder, steps, outputs, started, parameters) if status == "FINISHED" else None
-            )
-            if summary is None:
-                for partial in folder.rglob("*.partial"):
-                    shutil.rmtree(partial, ignore_errors=True)
-                follower.close(10)
-                with contextlib.suppress(Exception):  # the server is away: the journals stay where they are
-                    if not follower.error:
-                        end_stale_runs(follower)
-                        follower.finish(status)
-        finally:
-            os.environ.pop(JOURNALS, None)
-    assert summary is not None
-    return summary
+            return finish(follower, folder, steps, outputs, started, parameters)
+
+
+def abandon(follower: Follower, folder: Path, status: str) -> None:
+    """Leave nothing half-made of a run that did not end, and no run open in MLflow."""
+    for partial in folder.rglob("*.partial"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+    follower.close(10)
+    if not follower.error:  # a server that is away: the journals stay where they are
+        with contextlib.suppress(Exception):
+            end_stale_runs(follower)
+            follower.finish(status)
 
 
 def run_pipeline(parameters: dict[str, Any], folder: Path, output: Path, with_scratch_control: bool) -> dict[str, Path]:
@@ -202,28 +202,45 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Finish writing up what is done, which takes seconds, before a signal counts."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Tee(io.TextIOBase):
+    """Writes to several files at once; one that is full loses the text, not the run."""
+
     def __init__(self, *files: Any) -> None:
         self.files = files
 
     def write(self, text: str) -> int:
         for file in self.files:
-            file.write(text)
+            with contextlib.suppress(OSError):
+                file.write(text)
         return len(text)
 
     def flush(self) -> None:
         for file in self.files:
-            file.flush()
+            with contextlib.suppress(OSError):
+                file.flush()
 
 
 @contextlib.contextmanager
 def quiet(log: Path, verbose: bool) -> Iterator[None]:
     """Send what KFP and the steps print to ``log``, and to the terminal as well if ``verbose``."""
-    with (
-        log.open("w", encoding="utf-8", errors="backslashreplace") as file,
-        contextlib.redirect_stdout(Tee(file, sys.stdout) if verbose else file),
-    ):
-        yield
+    file = log.open("w", encoding="utf-8", errors="backslashreplace")
+    try:
+        with contextlib.redirect_stdout(Tee(file, sys.stdout) if verbose else Tee(file)):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # on a full disk, closing fails as well
+            file.close()
 
 
 def build_digest() -> str:
@@ -268,7 +285,6 @@ def origin_of(artifact: Path) -> Path | None:
 
 def finish(
     follower: Follower,
-    status: str,
     folder: Path,
     steps: list[str],
     outputs: dict[str, Path],
@@ -319,7 +335,7 @@ def finish(
         summary["mlflow"] |= {"experiment_id": follower.experiment_id, "parent_run_id": follower.parent_id}
         log_parent(client, follower.parent_id, summary, folder)
         end_stale_runs(follower)
-        follower.finish(status)
+        follower.finish("FINISHED")
     except Exception as error:  # a server that is away costs the tracking, not the run
         follower.error = follower.error or str(error)
     summary["seconds"] = time.time() - started

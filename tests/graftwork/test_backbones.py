@@ -131,7 +131,7 @@ def test_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1), "b": Boom()}, tmp_path / "evil.pth")
     (tmp_path / "raw.pth").write_bytes(pickle.dumps(Boom()))
     for file in ("evil.pth", "raw.pth"):
-        with pytest.raises(UserError, match="refused|cannot be read"):
+        with pytest.raises(UserError, match=r"refused|cannot be read"):
             load_backbone(FeatureSettings(backbone="test_resnet", weights=str(tmp_path / file)), 2)
     assert not marker.exists()
 
@@ -165,7 +165,7 @@ def test_no_weights_is_an_error_never_random(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_unknown_name_suggests() -> None:
     """A typing mistake would cost a search through a thousand names."""
-    with pytest.raises(UserError, match="did you mean.*resnet50"):
+    with pytest.raises(UserError, match=r"did you mean.*resnet50"):
         load_backbone(FeatureSettings(backbone="resnet_50"), 2)
 
 
