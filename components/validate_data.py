@@ -22,7 +22,7 @@ def validate_data(
         report: What passed and what did not, for a person.
         metrics: Counts of rules and findings.
         dataset_digest: Digest that the dataset must have.
-        max_broken: Share of broken images from which on the run stops.
+        max_broken: Largest share of broken images; more stop the run.
         min_per_class: Fewest usable images a class.
         min_side: Images with a shorter side, in pixels, are warned of.
     """

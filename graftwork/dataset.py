@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graftwork.errors import UserError
+from graftwork.errors import UserError, one_line
 
+FORMAT = "graftwork-dataset/1"
 SPLITS = ("train", "val", "test")
 SCHEMA = pa.schema(
     [
@@ -85,12 +86,18 @@ def open_dataset(folder: str | Path, digest: str = "") -> Dataset:
     folder = Path(folder)
     try:
         info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        manifest = pq.read_table(folder / "manifest.parquet", schema=SCHEMA)
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            raise ValueError(f"dataset.json is not of the format {FORMAT}")
+        manifest = pq.read_table(folder / "manifest.parquet")
+        if manifest.schema != SCHEMA:
+            raise ValueError("manifest.parquet has other columns")
     except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise UserError(f"dataset {folder}: cannot be read ({error}); run ingest_data again") from None
+        raise UserError(
+            f"dataset {one_line(folder)}: cannot be read ({one_line(error)}); run ingest_data again"
+        ) from None
     if digest and digest != info["digest"]:
         raise UserError(
-            f"dataset {folder}: its digest is {info['digest']}, not {digest}; the data changed on the way, start the run again"
+            f"dataset {one_line(folder)}: its digest is {info['digest']}, not {digest}; the data changed on the way, start the run again"
         )
     return Dataset(folder, info, manifest)
 

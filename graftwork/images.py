@@ -45,8 +45,9 @@ def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
     """
     if not data:
         raise BrokenImageError("zero bytes")
-    # Pillow's own guard warns and is global; ours reads the size from the header, before a pixel is unpacked.
-    Image.MAX_IMAGE_PIXELS = None
+    # Ours reads the size from the header, before a pixel is unpacked.
+    # What Pillow opens inside a container (a PNG in an icon) only Pillow's guard sees; it raises above twice this number.
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as opened:
@@ -56,6 +57,8 @@ def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(opened))
     except BrokenImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise BrokenImageError(f"more than {max_pixels:,} pixels") from error
     except (
         Exception
     ) as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error, ... on hostile bytes
@@ -66,7 +69,7 @@ def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return ``image``, of any mode, as 8-bit RGB."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.nan_to_num(np.asarray(image, dtype=np.float64))

@@ -1,11 +1,11 @@
-"""Ingest: read every example of a source once, give each its split, and pack what can be decoded into a Dataset artifact."""
+"""Ingest: hash and decode every example of a source, give each its split, and pack what can be used into a Dataset artifact."""
 
 import hashlib
 import io
 import os
 import tarfile
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -49,22 +49,27 @@ def ingest(settings: IngestSettings, folder: Path, progress: Progress = lambda d
     source = open_source(settings.data)
     records, hashes, broken = hash_contents(source)
     splits = assign_splits(records, hashes, settings)
-    chosen = limit_per_class(records, hashes, splits, settings)
-    examples: list[Example] = []
-    for done, result in enumerate(
-        bounded_map(lambda n: inspect(records[n], splits[n], hashes[n], settings.max_pixels), chosen), start=1
-    ):
-        if isinstance(result, Example):
-            examples.append(result)
-        else:
-            broken.append(result)
-        progress(done, len(chosen))
+    results: dict[int, Example | dict[str, str]] = {}
+    while True:
+        usable = [n for n in range(len(records)) if not isinstance(results.get(n), dict)]
+        chosen = limit_per_class(records, hashes, splits, settings, usable)
+        new = [n for n in chosen if n not in results]
+        if not new:
+            break
+        total = len(results) + len(new)
+        for n, result in zip(
+            new, bounded_map(lambda n: inspect(records[n], splits[n], hashes[n], settings.max_pixels), new), strict=True
+        ):
+            results[n] = result
+            progress(len(results), total)
+    examples = [r for n in chosen if isinstance(r := results[n], Example)]
+    broken += [r for _, r in sorted(results.items()) if isinstance(r, dict)]
     if not examples:
         first = f"{one_line(broken[0]['source'])}: {broken[0]['reason']}" if broken else "nothing was left"
         raise UserError(
             f"data {one_line(settings.data)}: none of its {len(broken)} images can be decoded ({first}); give images that a viewer opens"
         )
-    classes = sorted({r.label for r in records})
+    classes = sorted({r.label for r in records} | {b["label"] for b in broken})
     with finished_folder(folder) as partial:
         (partial / "shards").mkdir()
         rows = [
@@ -141,6 +146,9 @@ def assign_splits(records: list[Record], hashes: list[str], settings: IngestSett
         for n, record in enumerate(records):
             if splits[n] in ("", "train"):
                 members[record.label].append(n)
+        labels_of: dict[str, set[str]] = defaultdict(set)
+        for n, record in enumerate(records):
+            labels_of[hashes[n]].add(record.label)
         for group in members.values():
             at = {n: position(settings.seed, hashes[n]) for n in group}
             test_end = settings.test_fraction if cut_test else 0.0
@@ -151,30 +159,40 @@ def assign_splits(records: list[Record], hashes: list[str], settings: IngestSett
             contents = {hashes[n] for n in group}
             wanted = [s for s, cut in (("test", cut_test), ("val", cut_val)) if cut]
             if len(contents) > len(wanted):
-                fill_empty_splits(splits, order, hashes, wanted)
+                fill_empty_splits(splits, order, hashes, wanted, {h for h in contents if len(labels_of[h]) > 1})
     return splits
 
 
-def fill_empty_splits(splits: list[str], order: list[int], hashes: list[str], wanted: list[str]) -> None:
-    """Move one content of a small class into each split that it lacks, train included; ``order`` is by position, lowest first."""
+def fill_empty_splits(
+    splits: list[str], order: list[int], hashes: list[str], wanted: list[str], shared: Set[str] = frozenset()
+) -> None:
+    """Move one content of a small class into each split that it lacks, train included; ``order`` is by position, lowest first.
+
+    Contents that are ``shared`` with another class stay where they are: the copies must not be torn apart.
+    """
     for split in ("train", *wanted):
         if any(splits[n] == split for n in order):
             continue
         # Taken from the split that has most to give; its member nearest to the threshold.
-        donors = Counter(splits[n] for n in {hashes[n]: n for n in order}.values())
-        donor = max(donors, key=lambda s: (donors[s], s))
-        candidates = [n for n in order if splits[n] == donor]
+        held = Counter(splits[n] for n in {hashes[n]: n for n in order}.values())
+        donors = {splits[n] for n in order if hashes[n] not in shared and held[splits[n]] > 1}
+        if not donors:
+            continue
+        donor = max(donors, key=lambda s: (held[s], s))
+        candidates = [n for n in order if splits[n] == donor and hashes[n] not in shared]
         moved = hashes[candidates[-1] if split == "train" else candidates[0]]
         for n in order:
             if hashes[n] == moved:
                 splits[n] = split
 
 
-def limit_per_class(records: list[Record], hashes: list[str], splits: list[str], settings: IngestSettings) -> list[int]:
-    """Return the positions to keep. ``train_per_class`` limits train, and val in the proportion that the whole source has."""
+def limit_per_class(
+    records: list[Record], hashes: list[str], splits: list[str], settings: IngestSettings, usable: list[int]
+) -> list[int]:
+    """Return the positions of ``usable`` to keep. ``train_per_class`` limits train, and val in the proportion that the whole source has."""
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for n, record in enumerate(records):
-        groups[splits[n], record.label].append(n)
+    for n in usable:
+        groups[splits[n], records[n].label].append(n)
     val_share = settings.val_fraction / (1 - settings.val_fraction)
     limits = {
         "train": settings.train_per_class,
@@ -240,6 +258,10 @@ def write_shard(
     with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, example in members:
             data = read_bytes(example.record)
+            if isinstance(example.record.payload, Path) and hashlib.sha256(data).hexdigest() != example.sha256:
+                raise UserError(
+                    f"data {one_line(example.record.key)}: changed while it was read; run again when the files are at rest"
+                )
             suffix = example.record.payload.suffix.lower() if isinstance(example.record.payload, Path) else ".png"
             start = tar.offset + tarfile.BLOCKSIZE
             add_member(tar, f"{key}{suffix}", data)

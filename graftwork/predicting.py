@@ -12,6 +12,7 @@ from graftwork.files import write_text
 from graftwork.images import Array, BrokenImageError, decode, fit
 from graftwork.model import Floats, Model, load_model, predict
 from graftwork.sources import IMAGE_SUFFIXES, regular
+from graftwork.tracking import quiet_mlflow, sqlite_file
 
 Row = tuple[Path, Floats]
 
@@ -72,12 +73,11 @@ def model_folder(model: str, uri: str) -> Path:
     match = re.fullmatch(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))", model)
     if not match:
         raise UserError(f"model {one_line(model)}: write models:/NAME@ALIAS or models:/NAME/VERSION")
-    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    database = sqlite_file(uri)
+    if database and not database.is_file():
         raise UserError(
             f"model {one_line(model)}: there is no registry at {uri}; give the folder of the runs with --output, or set MLFLOW_TRACKING_URI"
         )
-    from graftwork.tracking import quiet_mlflow
-
     quiet_mlflow()
     os.environ["MLFLOW_TRACKING_URI"] = uri
     import mlflow

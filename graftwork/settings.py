@@ -34,11 +34,11 @@ class IngestSettings(Settings):
     max_pixels: int = Field(
         100_000_000, ge=1, description="an image larger than this counts as broken (a decompression bomb)"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class ValidateSettings(Settings):
-    max_broken: float = Field(0.05, ge=0, lt=1, description="share of broken images from which on the run stops")
+    max_broken: float = Field(0.05, ge=0, lt=1, description="largest share of broken images; more stop the run")
     min_per_class: int = Field(3, ge=1, description="fewest examples that a class may have")
     min_side: int = Field(8, ge=1, description="pixels; smaller images are warned of")
 
@@ -61,7 +61,7 @@ class FeatureSettings(Settings):
     )
     flip: bool = Field(True, description="mirror half of the training images")
     shift: float = Field(0.05, ge=0, le=0.5, description="largest random shift, as a share of the side")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class FineTuneSettings(Settings):
@@ -77,13 +77,13 @@ class FineTuneSettings(Settings):
     patience: int = Field(4, ge=1, description="epochs without a better validation accuracy after which training stops")
     flip: bool = Field(True, description="mirror half of the training images")
     shift: float = Field(0.05, ge=0, le=0.5, description="largest random shift, as a share of the side")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class EvaluateSettings(Settings):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the bootstrap intervals")
     resamples: int = Field(2000, ge=100)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class RegisterSettings(Settings):

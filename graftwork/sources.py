@@ -3,6 +3,7 @@
 Adding a named dataset is a function that returns its arrays and a line in ``NAMED``.
 """
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +71,12 @@ def open_source(uri: str) -> DataSource:
         raise UserError(
             f"data '{one_line(uri)}': only folders and named datasets ({', '.join(NAMED)}) can be read; copy the images to a folder"
         )
-    path = Path(uri.removeprefix("file://")).expanduser()
+    plain = uri.removeprefix("file://")
+    path = Path(plain)
+    if uri.startswith("file://") and not path.exists():  # a URI proper, with escapes
+        path = Path(unquote(plain))
+    with contextlib.suppress(RuntimeError):  # "~name" of no user: there is no such folder
+        path = path.expanduser()
     if uri in NAMED and not path.is_dir():
         return NamedSource(uri)
     return FolderSource(path)
@@ -109,7 +116,7 @@ class FolderSource:
         if kind == "file":
             raise UserError(f"data {shown}: is a file; give the folder that holds one folder of images a class")
         self.root = root.resolve()
-        self.name = self.root.name or "data"
+        self.name = printable(self.root.name) or "data"
         self.split_of = {c: SPLIT_FOLDERS[c.lower()] for c in children if c.lower() in SPLIT_FOLDERS}
         self.given_splits = bool(self.split_of) and len(self.split_of) == len(children)
         if self.given_splits and "train" not in self.split_of.values():
@@ -130,19 +137,16 @@ class FolderSource:
             )
 
     def _walk(self) -> Iterator[tuple[str, str, str, Path]]:
-        seen: set[tuple[int, int]] = set()
-
         def refuse(error: OSError) -> None:
             raise UserError(
                 f"data {one_line(error.filename)}: cannot be read ({error.strerror}); give a folder that you may read"
             ) from None
 
         for folder, subfolders, files in os.walk(self.root, followlinks=True, onerror=refuse):
-            status = Path(folder).stat()
-            if (status.st_dev, status.st_ino) in seen:  # a symbolic link that leads back to where the walk has been
+            here, real = Path(folder), Path(folder).resolve()
+            if here != real and real in (p.resolve() for p in here.parents):  # a link to a folder that it is in
                 subfolders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
             subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and s != "__MACOSX")
             parts = Path(folder).relative_to(self.root).parts
             depth = 1 if self.given_splits else 0
@@ -151,7 +155,7 @@ class FolderSource:
                     continue
                 suffix = Path(file).suffix.lower()
                 if suffix not in IMAGE_SUFFIXES or len(parts) <= depth:
-                    self._skipped[OUTSIDE if suffix in IMAGE_SUFFIXES else suffix or "no suffix"] += 1
+                    self._skipped[OUTSIDE if suffix in IMAGE_SUFFIXES else printable(suffix) or "no suffix"] += 1
                     continue
                 label = printable(parts[depth])
                 yield "/".join((*parts, file)), label, self.split_of[parts[0]] if depth else "", Path(folder, file)

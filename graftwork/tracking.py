@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 JOURNALS = "GRAFTWORK_JOURNALS"  # environment variable: the folder for the journals of a local run
 PIPELINE_RUN = (
@@ -95,13 +96,20 @@ class JournalReader:
                 content = file.read()
             complete = content.rfind(b"\n") + 1  # a line that is still being written waits for the next time
             self._offsets[path.stem] += complete
-            found += [(path.stem, json.loads(line)) for line in content[:complete].splitlines() if line.strip()]
+            for line in content[:complete].split(b"\n"):
+                with contextlib.suppress(ValueError):  # empty, or left unfinished by a process that died
+                    found.append((path.stem, json.loads(line)))
         return sorted(found, key=lambda item: item[1]["time"])
 
 
 def tracking_uri(output: str | Path = "runs") -> str:
     """Return MLflow's address: ``MLFLOW_TRACKING_URI``, else a SQLite file in the output folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(output).resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{quote(str(Path(output).resolve() / 'mlflow.db'))}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file that a ``sqlite:`` address names; None for a server's address."""
+    return Path(unquote(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:") else None
 
 
 def source_tags() -> dict[str, str]:
@@ -169,7 +177,8 @@ class Follower(threading.Thread):
         self.parent_name, self.parent_tags, self.resume, self.with_parent = name, tags, resume, with_parent
         self.experiment_id = self.parent_id = ""
         self.unsent: list[tuple[str, dict[str, Any]]] = []
-        self.error = ""
+        self.refused: list[tuple[str, dict[str, Any]]] = []
+        self.error = self.refusal = ""
         self._runs: dict[str, str] = {}
         self._ended: set[str] = set()
         self._reader = JournalReader(journals)
@@ -192,6 +201,7 @@ class Follower(threading.Thread):
         while self.unsent and time.monotonic() < deadline:
             time.sleep(1)
             self._round()
+        self.unsent = self.refused + self.unsent
 
     def client(self) -> Any:
         """Return a client, with the parent run made, waiting for the thread where it is still at it."""
@@ -201,16 +211,33 @@ class Follower(threading.Thread):
         return self._client
 
     def _round(self) -> None:
-        waiting = self.unsent + self._reader.poll()
+        # Progress is for the display alone.
+        waiting = self.unsent + [item for item in self._reader.poll() if item[1]["event"] != "progress"]
         try:
             self._connect()
             for step, events in _by_step(waiting).items():
-                self._carry(step, events)
+                try:
+                    self._carry(step, events)
+                except Exception as error:
+                    if not _is_refusal(error):
+                        raise
+                    self._carry_one_by_one(step, events)
                 waiting = [item for item in waiting if item[0] != step]
-            self.error = ""
+            self.error = self.refusal
         except Exception as error:  # MLflow raises its own, requests', SQLAlchemy's and operating system errors
             self.error = str(error)
         self.unsent = waiting
+
+    def _carry_one_by_one(self, step: str, events: list[dict[str, Any]]) -> None:
+        """Carry all that MLflow takes; what it refuses is kept apart, since another try would change nothing."""
+        for event in events:
+            try:
+                self._carry(step, [event])
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+                self.refusal = str(error)
+                self.refused.append((step, event))
 
     def _connect(self) -> None:
         if self._client is None:
@@ -322,11 +349,21 @@ def find_or_create(client: Any, experiment: str, name: str, tags: dict[str, str]
     return str(client.create_run(experiment, started, {**tags, "graftwork.parent": "true"}, name).info.run_id)
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Whether MLflow is there and says no: a status 4xx, but for "too many requests"."""
+    from mlflow.exceptions import MlflowException
+
+    return (
+        isinstance(error, MlflowException)
+        and 400 <= error.get_http_status_code() < 500
+        and error.get_http_status_code() != 429
+    )
+
+
 def _by_step(items: list[tuple[str, dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
     grouped: dict[str, list[dict[str, Any]]] = {}
     for step, event in items:
-        if event["event"] not in ("progress",):
-            grouped.setdefault(step, []).append(event)
+        grouped.setdefault(step, []).append(event)
     return grouped
 
 

@@ -111,7 +111,9 @@ def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, setti
             "decodable",
             "critical",
             "examples",
-            gxe.ExpectColumnValuesToBeInSet(column="decodable", value_set=[True], mostly=1 - settings.max_broken),
+            gxe.ExpectColumnValuesToBeInSet(
+                column="decodable", value_set=[True], mostly=round(1 - settings.max_broken, 9)
+            ),
             f"{{count}} of {len(examples)} images cannot be decoded, more than the {settings.max_broken:.0%} allowed "
             "({examples}); mend or remove them, or raise max_broken",
             broken,
@@ -194,7 +196,8 @@ def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, setti
                 "critical",
                 "classes",
                 gxe.ExpectColumnSumToBeBetween(column=split, min_value=1),
-                f"the {split} split is empty; give more images, or raise {split}_fraction",
+                f"the {split} split is empty; give more images"
+                + ("" if split == "train" else f", or raise {split}_fraction"),
             )
             for split in SPLITS
         ),

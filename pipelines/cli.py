@@ -26,7 +26,7 @@ from graftwork.settings import (
     ValidateSettings,
     parse,
 )
-from graftwork.tracking import tracking_uri
+from graftwork.tracking import sqlite_file, tracking_uri
 
 STEP_SETTINGS: tuple[type[Settings], ...] = (
     IngestSettings,
@@ -262,9 +262,10 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000, output: Outp
     import socket
 
     uri = tracking_uri(output)
-    if not uri.startswith("sqlite:"):
+    database = sqlite_file(uri)
+    if database is None:
         raise UserError(f"MLFLOW_TRACKING_URI is {uri}: open that address in a browser")
-    if not (output / "mlflow.db").is_file():
+    if not database.is_file():
         raise UserError(
             f"output {one_line(output)}: holds no runs; run 'graftwork run' first, or give the folder with --output"
         )
@@ -383,7 +384,8 @@ def mlflow_client(output: Path) -> Any:
     from graftwork.tracking import quiet_mlflow
 
     uri = tracking_uri(output)
-    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    database = sqlite_file(uri)
+    if database and not database.is_file():
         raise UserError(
             f"MLflow: there is none at {uri}; run 'graftwork run' first, give its folder with --output, or set MLFLOW_TRACKING_URI"
         )

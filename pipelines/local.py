@@ -121,8 +121,8 @@ def abandon(follower: Follower, folder: Path, status: str) -> None:
         else:
             partial.unlink(missing_ok=True)
     follower.close(10)
-    if not follower.error:  # a server that is away: the journals stay where they are
-        with contextlib.suppress(Exception):
+    if follower.parent_id:
+        with contextlib.suppress(Exception):  # a server that is away: the journals stay where they are
             end_stale_runs(follower)
             follower.finish(status)
 
