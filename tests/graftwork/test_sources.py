@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import shutil
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -263,16 +264,22 @@ def test_a_mistake_gets_one_line_that_says_what_to_do(name: str, tmp_path: Path,
     assert text.startswith("data ") and text.isprintable() and len(text) < 600
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_may_not_be_read_is_named() -> None:
     """A user would train without a class that the account may not read, and not be told."""
-    folder_of(tmp_path, "a/1.png", "b/1.png", "c/1.png")
-    (tmp_path / "b").chmod(0)
-    try:
-        with pytest.raises(UserError, match=r"/b: cannot be read \(Permission denied\)"):
-            open_source(str(tmp_path))
-    finally:
-        (tmp_path / "b").chmod(0o700)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        folder_of(root, "a/1.png", "b/1.png", "c/1.png")
+        root.chmod(0o755)
+        (root / "b").chmod(0)
+        before = os.geteuid()
+        try:
+            if before == 0:  # root may read everything: be somebody else for a moment
+                os.seteuid(65534)
+            with pytest.raises(UserError, match=r"/b: cannot be read \(Permission denied\)"):
+                open_source(temporary)
+        finally:
+            os.seteuid(before)
+            (root / "b").chmod(0o700)
 
 
 # ---- the fingerprint -----------------------------------------------------------------------------------------------------------
