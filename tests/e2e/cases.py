@@ -463,7 +463,7 @@ OPTIONS = (
     Case(
         "a backbone with a line break",
         plain_run("--backbone", "q\nq"),
-        ("no such network", r"q\\nq", "timm.list_models()"),
+        ("no such network", r"q\nq", "timm.list_models()"),
     ),
     Case(
         "weights that are missing",
