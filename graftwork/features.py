@@ -13,7 +13,7 @@ from graftwork.backbones import load_backbone
 from graftwork.batches import Progress, SplitImages, augment
 from graftwork.dataset import Dataset
 from graftwork.files import finished_folder, write_json
-from graftwork.model import batches, pick_device, save_model, to_input
+from graftwork.model import batches, ready_device, save_model, to_input
 from graftwork.settings import FeatureSettings
 
 SPLITS = ("train", "val")
@@ -30,7 +30,7 @@ def extract_features(
     """
     started = time.perf_counter()
     backbone = load_backbone(settings, len(dataset.classes))
-    device = pick_device()
+    device = ready_device()
     network = backbone.network.to(device, memory_format=torch.channels_last).eval()
     splits = {split: SplitImages(dataset, split, backbone.preprocess) for split in SPLITS}
     views = settings.views or choose_views(len(splits["train"]))

@@ -20,7 +20,7 @@ from graftwork.batches import SplitImages, augment
 from graftwork.dataset import Dataset
 from graftwork.errors import UserError
 from graftwork.images import Preprocess
-from graftwork.model import pick_device, read_info, read_tensors, save_model, to_input
+from graftwork.model import read_info, read_tensors, ready_device, save_model, to_input
 from graftwork.settings import FineTuneSettings
 from graftwork.strategies import Plan, freeze, plan
 
@@ -45,7 +45,7 @@ def fine_tune(
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     generator = torch.Generator().manual_seed(settings.seed)  # order and augmentation
-    device = pick_device()
+    device = ready_device()
     info = read_info(baseline)
     preprocess = Preprocess(**info["preprocess"])
     train = SplitImages(dataset, "train", preprocess)

