@@ -14,7 +14,7 @@ def fine_tune(
     dataset_digest: str = "",
     strategy: str = "auto",
     epochs: int = 0,
-    batch_size: int = 32,
+    batch_size: int = 0,
     learning_rate: float = 0.0,
     layer_decay: float = 0.9,
     weight_decay: float = 0.05,
@@ -36,7 +36,7 @@ def fine_tune(
         dataset_digest: Digest that the dataset must have.
         strategy: auto, head, last-blocks, full or scratch.
         epochs: 0 chooses by the number of labels.
-        batch_size: Examples in an optimiser step.
+        batch_size: Examples in an optimiser step; 0 chooses by the number of labels.
         learning_rate: Of the head; 0 takes the strategy's own.
         layer_decay: Factor on the rate from one layer to the one before it.
         weight_decay: Of AdamW.

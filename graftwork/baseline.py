@@ -67,7 +67,7 @@ def train_baseline(embeddings: Path, folder: Path) -> dict[str, Any]:
     chosen = next(point for point in curve if point["C"] == strength)
     final = probe
     if len(targets["val"]):
-        final = fit_probe(
+        final, _ = fit_probe(
             np.concatenate([flat["train"], flat["val"]]),
             np.concatenate([repeated["train"], repeated["val"]]),
             strength,
@@ -101,7 +101,8 @@ def choose_strength(
     The loss decides, not the accuracy: on a few hundred examples it is far the steadier of the two. With no validation at all, the middle of the range.
     """
     curve: list[dict[str, float]] = []
-    probes = []
+    probes: list[Probe] = []
+    model: Any = None
     for strength in STRENGTHS:
         if (
             len(curve) > 2
@@ -109,15 +110,18 @@ def choose_strength(
             and curve[-1]["val_loss"] > curve[-2]["val_loss"] > curve[-3]["val_loss"]
         ):
             break  # the loss over the strength has one valley, and the weak penalties beyond it are the slow ones
-        probe = fit_probe(features, targets, strength, classes)
+        probe, model = fit_probe(features, targets, strength, classes, model)
         probes.append(probe)
         curve.append({"C": strength, **measure(probe, val_features, val_targets)})
     best = min(range(len(curve)), key=lambda n: curve[n]["val_loss"]) if len(val_targets) else len(curve) // 2
     return probes[best], STRENGTHS[best], curve
 
 
-def fit_probe(features: Floats, targets: Ints, strength: float, classes: int) -> Probe:
-    """Fit a multinomial logistic regression on standardised features and fold the standardisation into its weights."""
+def fit_probe(features: Floats, targets: Ints, strength: float, classes: int, start: Any = None) -> tuple[Probe, Any]:
+    """Fit a multinomial logistic regression on standardised features and fold the standardisation into its weights.
+
+    Returns scikit-learn's model as well: given as ``start``, the next strength begins where this one ended, in half the steps.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -128,7 +132,8 @@ def fit_probe(features: Floats, targets: Ints, strength: float, classes: int) ->
     with warnings.catch_warnings():
         # Weak penalties need many steps; an unfinished one competes on validation as it is.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit((features - mean) / std, targets)
+        fitted = start if start is not None else LogisticRegression(max_iter=300, tol=1e-3, warm_start=True)
+        fitted.set_params(C=strength).fit((features - mean) / std, targets)
     coefficients, intercept = fitted.coef_, fitted.intercept_
     if (
         len(seen) == 2
@@ -141,7 +146,7 @@ def fit_probe(features: Floats, targets: Ints, strength: float, classes: int) ->
     bias = np.full(classes, intercept.min() - 10.0)  # a class with no training example is not predicted
     weight[seen] = coefficients / std
     bias[seen] = intercept - weight[seen] @ mean
-    return Probe(weight.astype(np.float32), bias.astype(np.float32))
+    return Probe(weight.astype(np.float32), bias.astype(np.float32)), fitted
 
 
 def measure(probe: Probe, features: Floats, targets: Ints) -> dict[str, float]:

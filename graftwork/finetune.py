@@ -56,17 +56,17 @@ def fine_tune(
 
     network = starting_network(baseline, info, todo, len(dataset.classes)).to(device, memory_format=torch.channels_last)
     freeze(network, todo.strategy, info["head"])
-    batch_size = min(settings.batch_size, len(train))
-    if batch_size < 2 and todo.strategy == "scratch":
+    if todo.batch_size < 2 and todo.strategy == "scratch":
         raise UserError(
             "setting batch_size = 1: BatchNorm learns nothing from one example; from scratch, use at least 2"
         )
-    steps_per_epoch = math.ceil(len(train) / batch_size)
+    steps_per_epoch = math.ceil(len(train) / todo.batch_size)
     total_steps = todo.epochs * steps_per_epoch
     warmup_steps = round(settings.warmup * total_steps)
     optimizer = torch.optim.AdamW(
         param_groups_layer_decay(network, weight_decay=settings.weight_decay, layer_decay=todo.layer_decay),
         lr=todo.learning_rate,
+        fused=True,
     )
     scheduler = CosineLRScheduler(
         optimizer,
@@ -93,7 +93,7 @@ def fine_tune(
     for epoch in range(1, todo.epochs + 1):
         started, losses = time.perf_counter(), []
         set_training_mode(network, frozen_statistics=todo.strategy != "scratch")
-        for indices in torch.randperm(len(train), generator=generator).split(batch_size):
+        for indices in torch.randperm(len(train), generator=generator).split(todo.batch_size):
             if len(indices) == 1 and todo.strategy == "scratch":
                 continue  # BatchNorm has no statistics of one example
             scheduler.step_update(step)  # sets each group's rate, layer decay included
@@ -148,6 +148,7 @@ def fine_tune(
                 **settings.model_dump(),
                 "strategy": todo.strategy,
                 "epochs": todo.epochs,
+                "batch_size": todo.batch_size,
                 "learning_rate": todo.learning_rate,
                 "layer_decay": todo.layer_decay,
             },

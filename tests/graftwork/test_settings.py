@@ -74,7 +74,7 @@ BAD = [
     (s.FineTuneSettings, "learning_rate", float("inf")),
     (s.FineTuneSettings, "layer_decay", 0),
     (s.FineTuneSettings, "warmup", 1),
-    (s.FineTuneSettings, "batch_size", 0),
+    (s.FineTuneSettings, "batch_size", -1),
     (s.EvaluateSettings, "confidence", 0.5),
     (s.EvaluateSettings, "resamples", 10),
     (s.RegisterSettings, "min_gain", 1.0),

@@ -48,7 +48,7 @@ def test_parameters_are_checked_before_anything_runs() -> None:
     found = pipeline_parameters({"data": "x"}, ["batch-size=16", "mean=0.5,0.5,0.5", "flip=false"])
     assert found["batch_size"] == 16 and found["mean"] == [0.5, 0.5, 0.5] and found["flip"] is False
     for bad, message in {
-        "batch_size=0": "batch_size = 0",
+        "batch_size=-1": "batch_size = -1",
         "batch_size=many": "batch_size",
         "batchsize=3": "did you mean batch_size",
         "layer_decay=nan": "layer_decay",
