@@ -130,6 +130,10 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
         if with_scratch_control:
             # Random layers need another rate than pretrained ones: the control takes its own.
             control = fine_tune(**training, strategy="scratch").set_display_name("train-scratch")
+            if local:
+                control.after(
+                    tuned
+                )  # here tasks run one after the other anyhow, and so in an order that can be followed
             models["scratch"] = control.outputs["model"]
             tasks["heavy"].append(control)
         evaluation = evaluate_model(**packed, **models, confidence=confidence, resamples=resamples, seed=seed)

@@ -121,11 +121,12 @@ def test_augmentation_is_per_image_and_by_seed() -> None:
 def test_rules_of_thumb() -> None:
     """With no knob touched, the plan decides whether she gets a good model: its rules must stay where they were measured."""
     assert choose_strategy(examples=20, classes=10) == "head"
-    assert choose_strategy(examples=1000, classes=10) == "full"
+    assert choose_strategy(examples=1000, classes=10) == "last-blocks"
+    assert choose_strategy(examples=20_000, classes=10) == "full"
     assert choose_epochs(1000) == 6 and choose_epochs(50) == 20 and choose_epochs(1_000_000) == 3
-    assert [choose_batch_size(n) for n in (20, 250, 1000, 50_000)] == [8, 16, 64, 64]
+    assert [choose_batch_size(n) for n in (20, 500, 1000, 50_000)] == [8, 16, 32, 64]
     left_open = plan(FineTuneSettings(), 1000, 10)
-    assert left_open.strategy == "full" and len(left_open.reasons) == 4
+    assert left_open.strategy == "last-blocks" and len(left_open.reasons) == 4
     given = plan(FineTuneSettings(strategy="head", epochs=4, batch_size=32, learning_rate=0.1), 1000, 10)
     assert given == Plan("head", 4, 32, 0.1, 0.9, [])
     assert plan(FineTuneSettings(strategy="scratch"), 1000, 10).layer_decay == 1.0
