@@ -329,7 +329,7 @@ def experiment_id(client: Any, uri: str, output: Path) -> str:
         return str(found.experiment_id)
     where = (output / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
     try:
-        # The kind opens the pages on training runs; without it MLflow 3 guesses, and guesses chat traces.
+        # Says what the experiment is for, so that MLflow's pages need not guess.
         return str(client.create_experiment(name, where, {"mlflow.experimentKind": "custom_model_development"}))
     except Exception:  # another run made it a moment ago
         found = client.get_experiment_by_name(name)
