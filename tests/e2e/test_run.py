@@ -60,7 +60,8 @@ def test_figures(first) -> None:
     assert accuracy["fine_tuned"] >= 0.85
     assert accuracy["scratch"] < accuracy["baseline"] < accuracy["fine_tuned"]
     assert summary["chosen"] == "fine_tuned"
-    assert summary["overhead_seconds"] < 80  # 40 s on a quiet machine with two cores; tests run beside it here
+    # 37 s of 229 s on a quiet machine with two cores. As a share, since other tests run beside it here.
+    assert summary["overhead_seconds"] < 0.3 * summary["seconds"]
 
 
 def test_summary_keeps_its_shape(first) -> None:
