@@ -14,6 +14,7 @@ for _name in (
     "GRAFTWORK_IMAGE",
 ):
     os.environ.pop(_name, None)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: two workers share two cores
 TINY = "test_resnet.r160_in1k"  # timm's own network for tests: 0.5 million parameters, BatchNorm, a real head
 
 
