@@ -22,7 +22,8 @@ run: $(STAMP) ## the whole pipeline on real images: Fashion-MNIST, 100 labels a 
 	$(BIN)/graftwork run --data fashion-mnist --train-per-class 100 --test-per-class 200 --image-size 96 --with-scratch-control
 
 test: $(STAMP) ## every test, whole runs included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not e2e"
+	$(BIN)/python -m pytest -m e2e -n 0  # one after the other: whole runs are timed, and use every core themselves
 
 test-unit: $(STAMP) ## the fast tests alone
 	$(BIN)/python -m pytest -m "not e2e"
