@@ -3,26 +3,40 @@
 Writing a line to a file cannot fail because a server is slow or away, and a step need not import MLflow at all. On a laptop one
 follower, in the process that runs the pipeline, serves every step; on a cluster each step follows its own journal.
 
+A server that dies may have done what it never answered, so everything is sent until it is confirmed, and nothing sent twice is there
+twice: runs are looked up by their tags; metrics carry the time of their event, by which MLflow's databases know them again (its
+file store, which MLflow gave up, does not); params, tags, dataset inputs, artifacts and ends are the same if they come again.
+
 A journal is ``STEP.jsonl``, an event a line: start, working, params, metrics, tags, artifact, dataset, progress, error, end.
 """
 
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+CHECKPOINTS = (
+    "GRAFTWORK_CHECKPOINTS"  # environment variable: where checkpoints lie; on a cluster, a volume that outlives the pod
+)
 JOURNALS = "GRAFTWORK_JOURNALS"  # environment variable: the folder for the journals of a local run
 PIPELINE_RUN = (
     "GRAFTWORK_PIPELINE_RUN"  # environment variable: the id of the pipeline run that a cluster's step belongs to
 )
 EXPERIMENT = "graftwork"
-METRICS_IN_A_BATCH = 500
+METRICS_IN_A_BATCH = 500  # MLflow takes 1000 values in a request, and a megabyte
+PARAMS_IN_A_BATCH = 90  # of 100, and as many tags
+PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between rounds, and up to which it grows while a server is away
+FOLLOWER = "graftwork.follower"  # tag: which follower made a run
+Event = dict[str, Any]
 
 
 class Journal:
@@ -32,7 +46,13 @@ class Journal:
         self.step = step
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / f"{step}.jsonl").open("a", encoding="utf-8")
+        path = folder / f"{step}.jsonl"
+        torn = _is_torn(path)
+        self._file = path.open("a", encoding="utf-8")
+        if torn:  # a process was killed while it wrote: its half line must not swallow the next
+            with contextlib.suppress(OSError):
+                self._file.write("\n")
+                self._file.flush()
         self._lock = threading.Lock()
         self._last_progress = 0.0
 
@@ -71,6 +91,33 @@ class Journal:
             self._last_progress = now
             self.write("progress", done=done, total=total)
 
+    @contextlib.contextmanager
+    def system_metrics(self, interval: float = 10.0) -> Iterator[None]:
+        """Journal what the machine is doing, every ``interval`` seconds and at the end, under the names of MLflow's own system metrics."""
+        stop = threading.Event()
+        thread = threading.Thread(
+            target=self._sample, args=(interval, stop), daemon=True, name="graftwork-system-metrics"
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(2)
+
+    def _sample(self, interval: float, stop: threading.Event) -> None:
+        with contextlib.suppress(Exception):  # a machine that does not tell costs the figures, not the run
+            import psutil
+
+            psutil.cpu_percent()  # the first call tells nothing: the others tell of the time since the last
+            with (self.folder / f"{self.step}.jsonl").open("rb") as file:  # a step that was killed goes on counting
+                index = sum(b'"system/cpu_utilization_percentage"' in line for line in file)
+            stopped = False
+            while not stopped:
+                stopped = stop.wait(interval)
+                self.metrics({f"system/{name}": round(value, 1) for name, value in _system_usage().items()}, index)
+                index += 1
+
     def run_id(self, timeout: float = 60.0) -> str:
         """Wait for the MLflow run that the follower made for this step, and return its id; "" if there is none in time."""
         path = self.folder / f"{self.step}.run"
@@ -80,6 +127,39 @@ class Journal:
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
+def _is_torn(path: Path) -> bool:
+    """Whether the file's last line has no end."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    return False
+
+
+def _system_usage() -> dict[str, float]:
+    """Return the use of processor, memory and, where this process computes on them, GPUs: {MLflow's name of it: figure}."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    usage = {
+        "cpu_utilization_percentage": psutil.cpu_percent(),
+        "system_memory_usage_megabytes": memory.used / 1e6,
+        "system_memory_usage_percentage": memory.used / memory.total * 100,
+        "process_memory_megabytes": psutil.Process().memory_info().rss / 1e6,
+    }
+    torch = sys.modules.get("torch")  # importing it takes seconds, and asking an idle GPU takes memory of it
+    with contextlib.suppress(Exception):
+        if torch and torch.cuda.is_initialized():
+            for n in range(torch.cuda.device_count()):
+                if torch.cuda.memory_reserved(n):
+                    free, total = torch.cuda.mem_get_info(n)
+                    usage[f"gpu_{n}_memory_usage_megabytes"] = (total - free) / 1e6
+                    usage[f"gpu_{n}_memory_usage_percentage"] = (total - free) / total * 100
+                    with contextlib.suppress(Exception):  # wants the package nvidia-ml-py
+                        usage[f"gpu_{n}_utilization_percentage"] = float(torch.cuda.utilization(n))
+    return usage
+
+
 class JournalReader:
     """Reads the journals of a folder from where it stopped the last time."""
 
@@ -87,9 +167,9 @@ class JournalReader:
         self.folder = folder
         self._offsets: dict[str, int] = defaultdict(int)
 
-    def poll(self) -> list[tuple[str, dict[str, Any]]]:
+    def poll(self) -> list[tuple[str, Event]]:
         """Return the new events, as (step, event), in the order of their time."""
-        found: list[tuple[str, dict[str, Any]]] = []
+        found: list[tuple[str, Event]] = []
         for path in sorted(self.folder.glob("*.jsonl")):
             with path.open("rb") as file:
                 file.seek(self._offsets[path.stem])
@@ -176,96 +256,152 @@ class Follower(threading.Thread):
         self.journals, self.uri, self.output = journals, uri, output
         self.parent_name, self.parent_tags, self.resume, self.with_parent = name, tags, resume, with_parent
         self.experiment_id = self.parent_id = ""
-        self.unsent: list[tuple[str, dict[str, Any]]] = []
-        self.refused: list[tuple[str, dict[str, Any]]] = []
+        self.refused: list[tuple[str, Event]] = []
         self.error = self.refusal = ""
+        self._id = uuid.uuid4().hex
+        self._waiting: dict[str, list[Event]] = {}
         self._runs: dict[str, str] = {}
         self._ended: set[str] = set()
+        # What a step's run has: {(metric, step): the last value}.
+        self._known: dict[str, dict[tuple[str, int], str]] = defaultdict(dict)
+        self._unread: dict[str, set[str]] = defaultdict(set)  # names of metrics that an earlier process left in it
+        self._disturbed = False
         self._reader = JournalReader(journals)
         self._closing = threading.Event()
+        self._deadline = float("inf")
         self._client: Any = None
+        self._connecting, self._carrying = threading.Lock(), threading.Lock()
         self._began = int(time.time() * 1000)
 
+    @property
+    def unsent(self) -> list[tuple[str, Event]]:
+        """What is not in MLflow, as (step, event): refused by it, or still waiting."""
+        return self.refused + [(step, event) for step, events in list(self._waiting.items()) for event in events]
+
     def run(self) -> None:
-        pause = 0.5
+        pause = PAUSE
         while not self._closing.wait(pause):
             self._round()
-            pause = min(2 * pause, 10.0) if self.error else 0.5
+            pause = min(2 * pause, LONGEST_PAUSE) if self.error else PAUSE
 
     def close(self, timeout: float = 60.0) -> None:
-        """Carry what is left and stop."""
-        deadline = time.monotonic() + timeout
+        """Carry what is left and stop, within ``timeout`` seconds even where a request hangs."""
+        self._deadline = time.monotonic() + timeout
         self._closing.set()
-        self.join(timeout)
-        self._round()
-        while self.unsent and time.monotonic() < deadline:
-            time.sleep(1)
-            self._round()
-        self.unsent = self.refused + self.unsent
+        last = threading.Thread(target=self._carry_the_rest, daemon=True, name="graftwork-tracking-rest")
+        last.start()
+        last.join(timeout)
+        if last.is_alive():
+            self.error = self.error or f"{self.uri} has not answered within {timeout:.0f} s"
 
     def client(self) -> Any:
         """Return a client, with the parent run made, waiting for the thread where it is still at it."""
-        while self.is_alive() and not (self.parent_id or not self.with_parent) and not self.error:
+        while self.is_alive() and not self._connected() and not self.error and not self._closing.is_set():
             time.sleep(0.05)
+        if self.is_alive() and not self._connected() and self._closing.is_set():
+            raise ConnectionError(self.error)  # the thread hangs in the request that this one would have to make
         self._connect()
         return self._client
 
+    def finish(self, status: str) -> None:
+        """End the runs of steps that could not end theirs, and the parent: FINISHED, FAILED or KILLED."""
+        for step, run_id in self._runs.items():
+            if step not in self._ended:
+                said = [event["status"] for event in self._waiting.get(step, []) if event["event"] == "end"]
+                self._client.set_terminated(run_id, (said or ["FAILED" if status == "FINISHED" else status])[-1])
+        if self.parent_id:
+            self._client.set_terminated(self.parent_id, status)
+
+    # ---- rounds: all that waits, step by step -----------------------------------------------------------------------------------
+
+    def _carry_the_rest(self) -> None:
+        if self.is_alive():
+            self.join()  # its last round ends at the deadline, or with the request that it is in
+        self._round()
+        while any(self._waiting.values()) and time.monotonic() < self._deadline:
+            time.sleep(min(PAUSE, LONGEST_PAUSE))
+            self._round()
+        if self._disturbed:  # a server may have made, late, the run of a request that was given up
+            runs = [] if self.resume else [(self._step_where(step), run_id) for step, run_id in self._runs.items()]
+            runs += [(self._parent_where(), self.parent_id)] if self.parent_id else []
+            with contextlib.suppress(Exception):
+                for where, run_id in runs:
+                    self._in_time()
+                    self._one_run(where, run_id)
+
     def _round(self) -> None:
-        # Progress is for the display alone.
-        waiting = self.unsent + [item for item in self._reader.poll() if item[1]["event"] != "progress"]
-        try:
-            self._connect()
-            for step, events in _by_step(waiting).items():
-                try:
-                    self._carry(step, events)
-                except Exception as error:
-                    if not _is_refusal(error):
-                        raise
-                    self._carry_one_by_one(step, events)
-                waiting = [item for item in waiting if item[0] != step]
-            self.error = self.refusal
-        except Exception as error:  # MLflow raises its own, requests', SQLAlchemy's and operating system errors
-            self.error = str(error)
-        self.unsent = waiting
-
-    def _carry_one_by_one(self, step: str, events: list[dict[str, Any]]) -> None:
-        """Carry all that MLflow takes; what it refuses is kept apart, since another try would change nothing."""
-        for event in events:
+        with self._carrying:
             try:
-                self._carry(step, [event])
-            except Exception as error:
-                if not _is_refusal(error):
-                    raise
-                self.refusal = str(error)
-                self.refused.append((step, event))
+                for step, event in self._reader.poll():
+                    if event["event"] != "progress":  # which is for the display alone
+                        self._waiting.setdefault(step, []).append(event)
+                self._connect()
+                failures = [self._carry(step) for step, events in list(self._waiting.items()) if events]
+                self.error = "".join(failures[:1]) or self.refusal
+            except Exception as error:  # MLflow raises its own, requests', SQLAlchemy's and operating system errors
+                self.error = str(error)
+                self._disturbed = True
 
-    def _connect(self) -> None:
-        if self._client is None:
-            quiet_mlflow()
-            from mlflow import MlflowClient
+    def _in_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise TimeoutError(f"{self.uri} is too slow: not everything was carried in time")
 
-            self._client = MlflowClient(self.uri, self.uri)
-        if not self.experiment_id:
-            self.experiment_id = experiment_id(self._client, self.uri, self.output)
-        if self.with_parent and not self.parent_id:
-            self.parent_id = find_or_create(
-                self._client, self.experiment_id, self.parent_name, self.parent_tags, self._began
-            )
+    def _carry(self, step: str) -> str:
+        """Carry what waits of a step; raise where MLflow is away. Return why artifacts still wait, "" if none does.
 
-    def _carry(self, step: str, events: list[dict[str, Any]]) -> None:
+        A store of artifacts may fail where the server itself is well, and must not hold back the rest.
+        """
+        events, sent, failure = self._waiting[step], set[int](), ""
+        try:
+            run_id = self._runs.get(step) or self._start(step, events)
+            for batch in _requests(events):
+                self._in_time()
+                try:
+                    self._send(step, run_id, batch, sent)
+                except Exception as error:
+                    if batch[0]["event"] != "artifact":
+                        raise
+                    failure = failure or str(error)
+        finally:
+            self._waiting[step] = [event for event in events if id(event) not in sent]
+        return failure
+
+    def _send(self, step: str, run_id: str, events: list[Event], sent: set[int]) -> None:
+        """Send what MLflow takes; what it refuses is kept apart, since another try would change nothing. Both count as ``sent``."""
+        try:
+            self._log(step, run_id, events)
+        except Exception as error:
+            if not _is_refusal(error):
+                raise
+            if len(events) > 1:  # one of them is refused, with all of them: find it by halves
+                for half in (events[: len(events) // 2], events[len(events) // 2 :]):
+                    self._send(step, run_id, half, sent)
+                return
+            self.refusal = str(error)
+            self.refused.append((step, events[0]))
+        sent.update(id(event) for event in events)
+
+    def _log(self, step: str, run_id: str, events: list[Event]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        run_id = self._runs.get(step) or self._start(step, events)
         params: dict[str, str] = {}
         tags: dict[str, str] = {}
         metrics, inputs = [], []
-        status, ended = "", 0
+        told: dict[tuple[str, int], str] = {}
+        self._read_history(step, run_id, {n for e in events if e["event"] == "metrics" for n in e["values"]})
         for event in events:
             kind, when = event["event"], int(event["time"] * 1000)
-            if kind == "params":
+            if kind == "start" and step in self._ended:  # it was killed or failed, and is tried again
+                self._client.update_run(run_id, "RUNNING")
+                self._ended.discard(step)
+            elif kind == "params":
                 params |= {str(k): str(v)[:6000] for k, v in event["values"].items()}
             elif kind == "metrics":
-                metrics += [Metric(k, v, when, event["step"]) for k, v in event["values"].items()]
+                for name, value in event["values"].items():
+                    key, text = (name, event["step"]), repr(float(value))
+                    if told.get(key, self._known[step].get(key)) != text:  # what is told again unchanged is no news
+                        metrics.append(Metric(name, value, when, event["step"]))
+                        told[key] = text
             elif kind == "tags":
                 tags |= event["values"]
             elif kind == "error":
@@ -276,41 +412,115 @@ class Follower(threading.Thread):
                 with contextlib.suppress(FileNotFoundError):
                     self._client.log_artifact(run_id, event["path"], event["folder"] or None)
             elif kind == "end":
-                status, ended = event["status"], when
-        for chunk in _chunks(metrics, METRICS_IN_A_BATCH):
-            self._client.log_batch(run_id, metrics=chunk)
-        for some in _chunks(list(params.items()), 90):
-            self._client.log_batch(run_id, params=[Param(*p) for p in some])
-        if tags:
-            self._client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+                self._client.set_terminated(run_id, event["status"], when)
+                self._ended.add(step)
+        batches: Iterator[tuple[list[Any], ...]] = zip_longest(
+            _chunks(metrics, METRICS_IN_A_BATCH),
+            _chunks([Param(*item) for item in params.items()], PARAMS_IN_A_BATCH),
+            _chunks([RunTag(name, str(value)) for name, value in tags.items()], PARAMS_IN_A_BATCH),
+            fillvalue=[],
+        )
+        for batch in batches:
+            self._client.log_batch(run_id, *batch)
+        self._known[step].update(told)
         if inputs:
             self._client.log_inputs(run_id, datasets=inputs)
-        if status:
-            self._client.set_terminated(run_id, status, ended)
-            self._ended.add(step)
 
-    def _start(self, step: str, events: list[dict[str, Any]]) -> str:
+    def _read_history(self, step: str, run_id: str, names: set[str]) -> None:
+        """Learn what an earlier process logged of these metrics: a step that goes on from a checkpoint tells again what it told."""
+        for name in names & self._unread[step]:
+            history = sorted(self._client.get_metric_history(run_id, name), key=lambda metric: metric.timestamp)
+            self._known[step].update({(name, metric.step): repr(metric.value) for metric in history})
+            self._unread[step].discard(name)
+
+    # ---- runs: each of them one ------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> bool:
+        return bool(self._client and self.experiment_id and (self.parent_id or not self.with_parent))
+
+    def _connect(self) -> None:
+        with self._connecting:
+            if self._client is None:
+                quiet_mlflow()
+                from mlflow import MlflowClient
+
+                self._client = MlflowClient(self.uri, self.uri)
+            if not self.experiment_id:
+                self.experiment_id = experiment_id(self._client, self.uri, self.output)
+            if self.with_parent and not self.parent_id:
+                tags = {**self.parent_tags, **self._parent_where()}
+                run = self._find_or_create(self.parent_name, tags, self._parent_where(), self._began)
+                self.parent_id = str(run.info.run_id)
+
+    def _start(self, step: str, events: list[Event]) -> str:
         if self.resume:
-            run_id = self.resume
+            run = self._client.get_run(self.resume)
         else:
-            tags = {**self.parent_tags, "graftwork.step": step}
-            if self.parent_id:
-                tags["mlflow.parentRunId"] = self.parent_id
-            started = int(min(e["time"] for e in events) * 1000)
-            run_id = self._client.create_run(self.experiment_id, started, tags, step).info.run_id
+            tags = {**self.parent_tags, **self._step_where(step)}
+            run = self._find_or_create(
+                step, tags, self._step_where(step), int(min(event["time"] for event in events) * 1000)
+            )
+        run_id = str(run.info.run_id)
+        if run.data.tags.get(FOLLOWER) != self._id:  # of an earlier try of this step, in another process
+            self._unread[step] = set(run.data.metrics)
+            if run.info.status != "RUNNING":
+                self._client.update_run(run_id, "RUNNING")
         self._runs[step] = run_id
         path = self.journals / f"{step}.run"
         path.with_suffix(".partial").write_text(run_id, encoding="utf-8")
         path.with_suffix(".partial").replace(path)
         return run_id
 
-    def finish(self, status: str) -> None:
-        """End the runs of steps that could not end theirs, and the parent: FINISHED, FAILED or KILLED."""
-        for step, run_id in self._runs.items():
-            if step not in self._ended:
-                self._client.set_terminated(run_id, "FAILED" if status == "FINISHED" else status)
-        if self.parent_id:
-            self._client.set_terminated(self.parent_id, status)
+    def _parent_where(self) -> dict[str, str]:
+        return {"graftwork.run": self.parent_tags["graftwork.run"], "graftwork.parent": "true"}
+
+    def _step_where(self, step: str) -> dict[str, str]:
+        parent = {"mlflow.parentRunId": self.parent_id} if self.parent_id else {FOLLOWER: self._id}
+        return {**parent, "graftwork.step": step}
+
+    def _find_or_create(self, name: str, tags: dict[str, str], where: dict[str, str], started: int) -> Any:
+        """Return the run with the tags ``where``; searching first, a lost answer makes no second one."""
+        run = self._one_run(where)
+        if not run:
+            asked = time.monotonic()
+            made = self._client.create_run(self.experiment_id, started, {**tags, FOLLOWER: self._id}, name)
+            run = self._one_run(where) or made  # MLflow's client asks again by itself, and may have made two
+            self._disturbed |= time.monotonic() - asked > 1  # or may make the other later
+        return run
+
+    def _one_run(self, where: dict[str, str], kept: str = "") -> Any:
+        """Return the run with the tags ``where``, ``kept`` if it is one of them, and delete what this follower made beside it."""
+        found = self._client.search_runs(
+            [self.experiment_id],
+            " and ".join(f"tags.`{name}` = '{value}'" for name, value in where.items()),
+            order_by=["attributes.start_time"],
+        )
+        chosen = next((run for run in found if run.info.run_id == kept), found[0] if found else None)
+        for run in found:
+            if run is not chosen and run.data.tags.get(FOLLOWER) == self._id:
+                with contextlib.suppress(Exception):  # a server may allow no deletion: an empty run stays
+                    self._client.delete_run(run.info.run_id)
+        return chosen
+
+
+def _requests(events: list[Event]) -> Iterator[list[Event]]:
+    """Group events by the request that carries them: what is recorded, the datasets, each artifact, and the end if it is the last word."""
+    turns = [event for event in events if event["event"] in ("start", "end")]
+    end = turns[-1] if turns and turns[-1]["event"] == "end" else None
+    batch: list[Event] = []
+    size = 0
+    for event in events:
+        if event["event"] in ("dataset", "artifact") or event is end:
+            continue
+        values = len(event.get("values", ()))
+        if batch and size + values > METRICS_IN_A_BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(event)
+        size += values
+    datasets = [event for event in events if event["event"] == "dataset"]
+    artifacts = [[event] for event in events if event["event"] == "artifact"]
+    yield from filter(None, [batch, datasets, *artifacts, [end] if end else []])
 
 
 def dataset_input(name: str, digest: str, source: str, context: str) -> Any:
@@ -338,33 +548,15 @@ def experiment_id(client: Any, uri: str, output: Path) -> str:
         return str(found.experiment_id)
 
 
-def find_or_create(client: Any, experiment: str, name: str, tags: dict[str, str], started: int) -> str:
-    """Return the run with the tag ``graftwork.run``; searching first, a lost answer makes no second one."""
-    key = tags["graftwork.run"]
-    found = client.search_runs(
-        [experiment], f"tags.`graftwork.run` = '{key}' and tags.`graftwork.parent` = 'true'", max_results=1
-    )
-    if found:
-        return str(found[0].info.run_id)
-    return str(client.create_run(experiment, started, {**tags, "graftwork.parent": "true"}, name).info.run_id)
-
-
 def _is_refusal(error: Exception) -> bool:
-    """Whether MLflow is there and says no: a status 4xx, but for "too many requests"."""
+    """Whether MLflow is there and says no: a status 4xx, but for "request timeout" and "too many requests"."""
     from mlflow.exceptions import MlflowException
 
     return (
         isinstance(error, MlflowException)
         and 400 <= error.get_http_status_code() < 500
-        and error.get_http_status_code() != 429
+        and error.get_http_status_code() not in (408, 429)
     )
-
-
-def _by_step(items: list[tuple[str, dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    grouped: dict[str, list[dict[str, Any]]] = {}
-    for step, event in items:
-        grouped.setdefault(step, []).append(event)
-    return grouped
 
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:

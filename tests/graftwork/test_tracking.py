@@ -1,17 +1,26 @@
 """Tracking: journals that cost a run nothing, and a follower that carries all of it to a real MLflow, or keeps it."""
 
+import contextlib
+import http.client
 import json
 import os
+import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import graftwork
+from graftwork import tracking
 from graftwork.tracking import Follower, Journal, JournalReader, quiet_mlflow, source_tags, tracking_uri
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens there
@@ -287,6 +296,475 @@ def test_a_damaged_line_does_not_stop_the_follower(output: Path, client: Any, tm
     follower.close(10)
     run = runs(client, follower)["fine_tune"]
     assert run.data.metrics == {"loss": 1.0} and run.info.status == "FINISHED"
+
+
+# ---- a real server, that dies, is slow, or whose answers are lost ------------------------------------------------------------------
+
+
+class Server:
+    """``mlflow server`` on a SQLite file, with the artifacts behind it: it can be killed, and started again on its port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", "artifacts"]
+        where = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        with (self.folder / "log.txt").open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *where, *store],
+                cwd=self.folder,
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log.txt").read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """Kill it and the workers it started, with no time for a last word."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def served(server: Server) -> Any:
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    return MlflowClient(server.uri, server.uri)
+
+
+class Proxy(ThreadingHTTPServer):
+    """Stands before the server: late with requests or answers, or losing answers to requests that were carried out."""
+
+    daemon_threads = True
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(("127.0.0.1", 0), ProxyHandler)
+        self.behind = server.port
+        self.uri = f"http://127.0.0.1:{self.server_port}"
+        self.asked: list[str] = []
+        self.lost: list[str] = []
+        self.delay = 0.0
+        self.hold: Callable[[str], Any] = lambda path: None  # returns when a request is to be passed on
+        self.loses: Callable[[str], bool] = lambda path: False
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gave up is what these tests are about."""
+
+
+class ProxyHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Proxy
+
+    def forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = f"{self.command} {self.path.partition('?')[0]}"
+        lose = self.server.loses(path)
+        self.server.asked.append(path)
+        self.server.hold(path)
+        behind = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=60)
+        behind.request(self.command, self.path, body, dict(self.headers))
+        answer = behind.getresponse()
+        content = answer.read()
+        behind.close()
+        time.sleep(self.server.delay)
+        if lose:
+            self.server.lost.append(path)
+            self.close_connection = True
+            return
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "content-length", "connection", "date", "server"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    proxy = Proxy(server)
+    yield proxy
+    proxy.shutdown()
+    proxy.server_close()
+
+
+def follow_server(uri: str, journals: Path, name: str, **options: Any) -> Follower:
+    return Follower(journals, uri, journals, name, {"graftwork.run": name}, **options)
+
+
+class Training(threading.Thread):
+    """A step that journals two metrics, forty times a second, until it is stopped."""
+
+    def __init__(self, journals: Path, at_least: int = 0) -> None:
+        super().__init__(daemon=True)
+        self.journal, self.at_least = Journal(journals, "fine_tune"), at_least
+        self.seconds: list[float] = []  # that each write took
+        self.stop = threading.Event()
+        self.journal.write("start")
+
+    def run(self) -> None:
+        while not self.stop.wait(0.025) or len(self.seconds) < self.at_least:
+            began = time.monotonic()
+            step = len(self.seconds)
+            self.journal.metrics({"loss": 1 / (1 + step), "val_accuracy": step / 10_000}, step)
+            self.seconds.append(time.monotonic() - began)
+
+    def end(self) -> None:
+        self.stop.set()
+        self.join()
+        self.journal.write("end", status="FINISHED")
+
+    def was_not_slowed(self) -> bool:
+        """A write takes microseconds. Bounds are far above those, for busy machines, and far below a server's silence."""
+        return sorted(self.seconds)[int(0.99 * len(self.seconds))] < 0.05 and max(self.seconds) < 0.5
+
+
+def all_of_it_is_there_once(client: Any, follower: Follower, training: Training) -> str:
+    """Check the only nested run of the only parent against what was journaled, and return its id."""
+    assert (follower.error, follower.unsent) == ("", [])
+    where = f"tags.`graftwork.run` = '{follower.parent_tags['graftwork.run']}'"
+    found = client.search_runs([follower.experiment_id], where)
+    assert sorted(run.data.tags.get("graftwork.step", "") for run in found) == ["", "fine_tune"]
+    (nested,) = (run for run in found if "graftwork.step" in run.data.tags)
+    assert nested.data.tags["mlflow.parentRunId"] == follower.parent_id and nested.info.status == "FINISHED"
+    for name in ("loss", "val_accuracy"):
+        steps = Counter(metric.step for metric in client.get_metric_history(nested.info.run_id, name))
+        assert steps == Counter(range(len(training.seconds)))
+    return str(nested.info.run_id)
+
+
+def test_a_server_killed_and_restarted_in_mid_training(server: Server, served: Any, tmp_path: Path) -> None:
+    """A user whose server is restarted would find gaps or double points in the curves, or a training that waited for it."""
+    follower = follow_server(server.uri, tmp_path, "run-restarted")
+    training = Training(tmp_path)
+    follower.start()
+    training.start()
+    assert training.journal.run_id(60)
+    time.sleep(1)  # so that it dies while metrics are on their way
+    server.kill()
+    began, before = time.monotonic(), len(training.seconds)
+    time.sleep(2)
+    assert follower.error and len(training.seconds) > before + 20
+    server.start()
+    away = time.monotonic() - began
+    time.sleep(1)
+    training.end()
+    follower.close(60)
+    all_of_it_is_there_once(served, follower, training)
+    assert training.was_not_slowed(), max(training.seconds)
+    assert len(training.seconds) - before > away / 0.025 / 4
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_lost_answers_lose_nothing_and_double_nothing(
+    retries: int, proxy: Proxy, served: Any, tmp_path: Path, monkeypatch
+) -> None:
+    """A user would see runs, points and files twice: the server did what it was asked, and its answer never came.
+
+    MLflow's client itself asks again, without a look: that it is told to (retries) must change nothing.
+    """
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"lossy-{retries}")
+    monkeypatch.setattr(tracking, "LONGEST_PAUSE", 0.2)
+    # The first answer of each kind is lost, and every third.
+    proxy.loses = lambda path: path not in proxy.asked or len(proxy.asked) % 3 == 2
+    follower = follow_server(proxy.uri, tmp_path, f"run-lossy-{retries}")
+    training = Training(tmp_path, at_least=100)
+    follower.start()
+    training.start()
+    (tmp_path / "plot.png").write_text("plot")
+    training.journal.params({"epochs": 3})
+    training.journal.tags({"graftwork.backbone": "vgg11"})
+    training.journal.dataset("digits", "d" * 32, "digits", "training")
+    training.journal.artifact(tmp_path / "plot.png", "evaluation")
+    assert training.journal.run_id(60)
+    training.end()
+    follower.close(60)
+    follower._client = served  # to look and to end without losses
+    follower.finish("FINISHED")
+    run_id = all_of_it_is_there_once(served, follower, training)
+    lost = {path.rpartition("/mlflow/")[2] for path in proxy.lost}
+    assert {"experiments/create", "runs/create", "runs/log-batch", "runs/log-inputs", "runs/update"} <= lost
+    assert any("mlflow-artifacts" in path for path in proxy.lost)
+    run = served.get_run(run_id)
+    assert run.data.params == {"epochs": "3"} and run.data.tags["graftwork.backbone"] == "vgg11"
+    assert len(run.inputs.dataset_inputs) == 1
+    assert [file.path for file in served.list_artifacts(run_id, "evaluation")] == ["evaluation/plot.png"]
+
+
+def test_a_run_that_is_made_late_does_not_stay_beside_the_other(
+    proxy: Proxy, served: Any, tmp_path: Path, monkeypatch
+) -> None:
+    """A user of a server that stalls would find an empty run beside each true one, shown as running for ever."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    monkeypatch.setattr(tracking, "LONGEST_PAUSE", 0.2)
+    late = threading.Event()
+    # The first request for a parent and the first for a step are given up by the client, and carried out when all is done.
+    proxy.hold = lambda path: path.endswith("runs/create") and proxy.asked.count(path) in (1, 3) and late.wait(60)
+    follower = follow_server(proxy.uri, tmp_path, "run-late")
+    training = Training(tmp_path)
+    follower.start()
+    training.start()
+    assert training.journal.run_id(60)
+    training.end()
+    late.set()
+    deadline, made = time.monotonic() + 30, 0
+    while made < 4 and time.monotonic() < deadline:  # a parent and a step, and what was given up
+        made = len(served.search_runs([follower.experiment_id], "tags.`graftwork.run` = 'run-late'"))
+    assert made == 4
+    follower.close(60)
+    follower.finish("FINISHED")
+    all_of_it_is_there_once(served, follower, training)
+
+
+def test_a_slow_server_slows_nothing(proxy: Proxy, served: Any, tmp_path: Path) -> None:
+    """A user's training would wait for MLflow at each epoch, and its end for as long as the server likes."""
+    proxy.delay = 2.0
+    follower = follow_server(proxy.uri, tmp_path, "run-slow")
+    training = Training(tmp_path)
+    follower.start()
+    training.start()
+    time.sleep(4)
+    training.end()
+    assert training.was_not_slowed(), max(training.seconds)
+    assert len(training.seconds) > 60
+    began = time.monotonic()
+    follower.close(1)
+    assert time.monotonic() - began < 1.5
+    assert follower.error and follower.unsent
+    # What was not carried in time is kept, and can be carried later, once.
+    proxy.delay = 0.0
+    follower.close(60)
+    all_of_it_is_there_once(served, follower, training)
+
+
+def test_metrics_go_in_batches(proxy: Proxy, tmp_path: Path) -> None:
+    """A user's team would have its server flooded with a request for every metric."""
+    follower = follow_server(proxy.uri, tmp_path, "run-batches")
+    journal = Journal(tmp_path, "fine_tune")
+    journal.write("start")
+    journal.params({"epochs": 3})
+    journal.tags({"graftwork.backbone": "vgg11"})
+    for epoch in range(1000):
+        journal.metrics({"loss": 1 / (1 + epoch)}, epoch)
+    journal.write("end", status="FINISHED")
+    follower.close(60)
+    assert (follower.error, follower.unsent) == ("", [])
+    assert sum(path.endswith("log-batch") for path in proxy.asked) == 3  # 1002 values
+    assert len(proxy.asked) <= 11
+
+
+# ---- a step that is tried again ----------------------------------------------------------------------------------------------------
+
+
+def test_a_step_tried_again_goes_on_in_its_run(output: Path, client: Any, tmp_path: Path) -> None:
+    """A user of a cluster would have two runs of a step whose pod was lost, or every epoch before the checkpoint twice."""
+    tries = []
+    for n, last in enumerate((3, 5)):  # the second goes on from a checkpoint, and tells the first epochs again
+        follower = follow(output, tmp_path / str(n), "run-again")
+        journal = Journal(tmp_path / str(n), "fine_tune")
+        journal.write("start")
+        for epoch in range(last):
+            journal.metrics({"val_accuracy": epoch / 7, "loss": float("nan")}, epoch)
+        if last == 5:
+            journal.metrics({"val_accuracy": 4 / 7, "parameters": 5e5}, 4)  # as a step does for the epoch it keeps
+            journal.write("end", status="FINISHED")
+        follower.close(20)
+        assert (follower.error, follower.unsent) == ("", [])
+        follower.finish("FAILED" if last == 3 else "FINISHED")
+        tries.append(follower)
+    assert tries[0].parent_id == tries[1].parent_id
+    found = client.search_runs([tries[1].experiment_id], "tags.`graftwork.run` = 'run-again'")
+    assert len(found) == 2 and {run.info.status for run in found} == {"FINISHED"}
+    run = runs(client, tries[1])["fine_tune"]
+    for name in ("val_accuracy", "loss"):
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
+        assert sorted(steps) == list(range(5))
+
+
+def test_a_metric_that_changes_and_changes_back(output: Path, client: Any, tmp_path: Path) -> None:
+    """A user would be shown the value before the last, for the last was known already."""
+    follower = follow(output, tmp_path, "run-back")
+    journal = Journal(tmp_path, "fine_tune")
+    journal.write("start")
+    for value in (1.0, 1.0, 2.0, 1.0, 1.0):
+        journal.metrics({"images": value})
+        time.sleep(0.01)
+        if value == 2.0:
+            follower._round()
+    follower.close(10)
+    run = runs(client, follower)["fine_tune"]
+    history = sorted(client.get_metric_history(run.info.run_id, "images"), key=lambda m: m.timestamp)
+    assert [m.value for m in history] == [1.0, 2.0, 1.0]
+    assert run.data.metrics == {"images": 1.0}
+
+
+def test_a_step_tried_again_in_the_same_journal(output: Path, client: Any, tmp_path: Path) -> None:
+    """A user would see as FAILED, or RUNNING for ever, a step that was tried again and ended well."""
+    follower = follow(output, tmp_path, "run-same-journal")
+    for status in ("FAILED", "FINISHED"):
+        for again in range(2):  # once within a round of the follower, once between two
+            journal = Journal(tmp_path, "fine_tune")
+            journal.write("start")
+            journal.metrics({"loss": 1.0}, again)
+            if not again:
+                journal.write("end", status="FAILED")
+        follower._round()
+        assert runs(client, follower)["fine_tune"].info.status == "RUNNING"
+        journal.write("end", status=status)
+        follower._round()
+        assert runs(client, follower)["fine_tune"].info.status == status
+    follower.close(5)
+    assert (follower.error, follower.unsent) == ("", [])
+    run = runs(client, follower)["fine_tune"]
+    assert sorted(m.step for m in client.get_metric_history(run.info.run_id, "loss")) == [0, 1]
+
+
+def test_a_store_of_artifacts_that_fails_holds_back_nothing_else(
+    output: Path, client: Any, tmp_path: Path, monkeypatch
+) -> None:
+    """A user whose bucket is full or forbidden would see neither the metrics nor the ends of all later steps."""
+    (tmp_path / "bucket").write_text("no folder")
+    client.create_experiment("broken-store", (tmp_path / "bucket" / "artifacts").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "broken-store")
+    follower = follow(output, tmp_path, "run-store")
+    for step in ("a_step", "b_step"):
+        journal = Journal(tmp_path, step)
+        journal.write("start")
+        journal.artifact(tmp_path / "bucket")
+        journal.metrics({"loss": 1.0})
+        journal.write("end", status="FINISHED")
+    follower.close(1)
+    found = runs(client, follower)
+    assert [(run.data.metrics, run.info.status) for run in found.values()] == [({"loss": 1.0}, "FINISHED")] * 2
+    assert [(step, e["event"]) for step, e in follower.unsent] == [("a_step", "artifact"), ("b_step", "artifact")]
+    assert "bucket" in follower.error
+
+
+def test_a_line_after_a_torn_one_is_not_lost(tmp_path: Path) -> None:
+    """A user's step, killed in the midst of a line, would lose the first event of its second try."""
+    torn = """
+import os, signal, sys
+from pathlib import Path
+from graftwork.tracking import Journal
+journal = Journal(Path(sys.argv[1]), "fine_tune")
+journal.metrics({"loss": 1.0}, 0)
+os.write(journal._file.fileno(), b'{"event": "metrics", "time": 17')
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", torn, str(tmp_path)], check=False).returncode == -signal.SIGKILL
+    journal = Journal(tmp_path, "fine_tune")
+    journal.metrics({"loss": 0.5}, 1)
+    assert [e["step"] for _, e in JournalReader(tmp_path).poll()] == [0, 0, 1]
+    assert b"\n\n" not in (tmp_path / "fine_tune.jsonl").read_bytes()
+
+
+# ---- what the machine is doing -------------------------------------------------------------------------------------------------
+
+
+def system_metrics(journals: Path) -> list[dict[str, Any]]:
+    return [e for _, e in JournalReader(journals).poll() if e["event"] == "metrics"]
+
+
+def test_system_metrics_under_mlflows_own_names(tmp_path: Path) -> None:
+    """A user would look in vain for memory and processor on the run's page of system metrics."""
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+
+    with Journal(tmp_path, "fine_tune").system_metrics(0.1):
+        busy = time.monotonic() + 1
+        while time.monotonic() < busy:
+            pass
+    found = system_metrics(tmp_path)
+    assert [e["step"] for e in found] == list(range(len(found))) and 2 <= len(found) <= 11
+    mlflows = CPUMonitor()
+    mlflows.collect_metrics()
+    for event in found:
+        values = event["values"]
+        assert {f"system/{name}" for name in mlflows.metrics} | {"system/process_memory_megabytes"} <= set(values)
+        assert 0 <= values["system/cpu_utilization_percentage"] <= 100
+        assert 10 < values["system/process_memory_megabytes"] < values["system/system_memory_usage_megabytes"] * 2
+    assert max(e["values"]["system/cpu_utilization_percentage"] for e in found) > 10
+
+
+def test_system_metrics_of_a_short_step_and_of_one_tried_again(tmp_path: Path) -> None:
+    """A user would see nothing of a step of seconds, and of a step that was tried again two curves in one."""
+    for _ in range(2):
+        with Journal(tmp_path, "fine_tune").system_metrics():
+            pass
+    assert [e["step"] for e in system_metrics(tmp_path)] == [0, 1]
+
+
+def test_system_metrics_end_with_the_step(tmp_path: Path) -> None:
+    """A user's failed step would go on writing, and take seconds to die."""
+    before = threading.active_count()
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="bad"), Journal(tmp_path, "fine_tune").system_metrics():
+        raise ValueError("bad")
+    assert threading.active_count() == before and time.monotonic() - began < 2
+
+
+def test_system_metrics_import_nothing_heavy_and_keep_no_process_alive(tmp_path: Path) -> None:
+    """A user would wait seconds more for each step's start, and for its end until the next sample."""
+    code = """
+import sys, time
+from pathlib import Path
+from graftwork.tracking import Journal
+sampling = Journal(Path(sys.argv[1]), "fine_tune").system_metrics(0.05)
+sampling.__enter__()
+time.sleep(0.3)
+print(sorted({"torch", "mlflow", "numpy", "pandas"} & set(sys.modules)))
+"""
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[]\n", "") and system_metrics(tmp_path)
+
+
+def test_system_metrics_cost_less_than_a_thousandth_of_a_core(tmp_path: Path) -> None:
+    """A user's training would pay for the curves that nobody looks at."""
+    journal = Journal(tmp_path, "fine_tune")
+    began = time.thread_time()
+    for n in range(100):
+        journal.metrics({f"system/{name}": value for name, value in tracking._system_usage().items()}, n)
+    assert (time.thread_time() - began) / 100 < 10.0 / 1000
+
+
+def test_system_metrics_of_the_gpu_in_use(tmp_path: Path) -> None:
+    """A user could not see that a GPU idles, or that its memory is nearly full."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    held = torch.zeros(64 * 2**20, device="cuda")
+    usage = tracking._system_usage()
+    assert usage["gpu_0_memory_usage_megabytes"] > held.numel() * 4 / 1e6
+    assert 0 < usage["gpu_0_memory_usage_percentage"] <= 100
 
 
 # ---- journals ------------------------------------------------------------------------------------------------------------------
