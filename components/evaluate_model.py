@@ -20,6 +20,7 @@ def evaluate_model(
     dataset_digest: str = "",
     confidence: float = 0.95,
     resamples: int = 2000,
+    metric: str = "accuracy",
     seed: int = 0,
 ):
     """Evaluates every candidate on the test images and chooses one on validation.
@@ -36,6 +37,7 @@ def evaluate_model(
         dataset_digest: Digest that the dataset must have.
         confidence: Of the bootstrap intervals.
         resamples: Of the bootstrap.
+        metric: accuracy, macro_f1, auroc or loss, on validation.
         seed: Of the bootstrap.
     """
     from graftwork import steps
@@ -50,6 +52,7 @@ def evaluate_model(
         metrics.path,
         confidence=confidence,
         resamples=resamples,
+        metric=metric,
         seed=seed,
     )
     metrics.metadata.update(found["metrics"])

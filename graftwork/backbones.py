@@ -38,6 +38,7 @@ class Backbone(NamedTuple):
     preprocess: Preprocess
     head: str  # the head's name in the state dict, without ".weight"
     weights: dict[str, str]  # where they came from: {"source", "sha256"}
+    fixed_size: bool  # built for one input size, as networks with position embeddings are
 
 
 def load_backbone(settings: FeatureSettings, classes: int) -> Backbone:
@@ -80,7 +81,7 @@ def load_backbone(settings: FeatureSettings, classes: int) -> Backbone:
         raise UserError(
             f"backbone {settings.backbone}: does not take images of {size} pixels ({one_line(error, 120)}); try --image-size {config.input_size[-1]}"
         ) from None
-    return Backbone(network, args, preprocess, head, weights)
+    return Backbone(network, args, preprocess, head, weights, bool(config.fixed_input_size))
 
 
 def build(name: str, args: dict[str, Any], classes: int, pretrained: bool = False) -> Any:

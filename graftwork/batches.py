@@ -1,6 +1,7 @@
 """Images of a Dataset artifact as uint8 batches: decoded by threads, held in memory when they fit, read from the shards when they do not."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +24,26 @@ def images(dataset: Dataset, rows: pa.Table, preprocess: Preprocess) -> Iterator
 
 
 class SplitImages:
-    """The examples of one split by position: ``[indices]`` gives uint8 of shape (len(indices), size, size, 3)."""
+    """The examples of one split by position: ``[indices]`` gives uint8 of shape (len(indices), size, size, 3).
+
+    Up to ``memory_share`` of the memory that is free now, they are decoded once and held; past it, they are read from the shards and
+    decoded anew each time, by threads, and memory does not grow with their number.
+    """
 
     def __init__(
-        self, dataset: Dataset, split: str, preprocess: Preprocess, progress: Progress = lambda done, total: None
+        self,
+        dataset: Dataset,
+        split: str,
+        preprocess: Preprocess,
+        progress: Progress = lambda done, total: None,
+        memory_share: float = MEMORY_SHARE,
     ) -> None:
         self.dataset, self.preprocess = dataset, preprocess
         self.rows = dataset.split(split)
         self.targets = torch.from_numpy(dataset.targets(self.rows))
         shape = (len(self.rows), preprocess.size, preprocess.size, 3)
         self.held: npt.NDArray[np.uint8] | None = None
-        if np.prod(shape, dtype=np.int64) <= MEMORY_SHARE * psutil.virtual_memory().available:
+        if np.prod(shape, dtype=np.int64) <= memory_share * psutil.virtual_memory().available:
             self.held = np.empty(shape, np.uint8)
             for n, image in enumerate(images(dataset, self.rows, preprocess)):
                 self.held[n] = image
@@ -51,11 +61,26 @@ class SplitImages:
         rows = self.rows.take(pa.array(indices.numpy()))
         return torch.from_numpy(np.stack(list(images(self.dataset, rows, self.preprocess))))
 
+    def in_order(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (indices, pixels) for every batch of indices; the next batch is made while the caller works on this one."""
+        if self.held is not None:
+            yield from ((indices, self[indices]) for indices in batches)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            waiting: list[tuple[torch.Tensor, Future[torch.Tensor]]] = []
+            for indices in batches:
+                waiting.append((indices, pool.submit(self.__getitem__, indices)))
+                if len(waiting) > 1:
+                    first, future = waiting.pop(0)
+                    yield first, future.result()
+            yield from ((indices, future.result()) for indices, future in waiting)
+
 
 def augment(batch: torch.Tensor, flip: bool, shift: float, generator: torch.Generator) -> torch.Tensor:
     """Mirror half of a uint8 batch (N, H, W, 3) and move each image by up to ``shift`` of its side; the border is repeated.
 
-    Every image draws its own numbers, from ``generator``, so an epoch's augmentation is fixed by the seed.
+    Every image draws its own numbers, from ``generator``, on the CPU whatever the batch's device: an epoch's augmentation is
+    fixed by the seed alone.
     """
     count, height, width = batch.shape[:3]
     rows = torch.arange(height).expand(count, -1)
@@ -67,4 +92,5 @@ def augment(batch: torch.Tensor, flip: bool, shift: float, generator: torch.Gene
     if flip:
         mirrored = torch.rand(count, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    return batch[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    each, rows, columns = (part.to(batch.device) for part in (torch.arange(count), rows, columns))
+    return batch[each[:, None, None], rows[:, :, None], columns[:, None, :]]

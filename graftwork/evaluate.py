@@ -1,5 +1,6 @@
 """Evaluation: every candidate on the same test images, with intervals; the choice among them is made on validation alone."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from graftwork.batches import Progress, SplitImages
 from graftwork.dataset import Dataset
 from graftwork.errors import UserError
+from graftwork.execution import Execution, plan_inference
 from graftwork.files import finished_folder, write_json
-from graftwork.model import Floats, load_model, predict, read_info
+from graftwork.model import Floats, Model, load_model, predict, read_info
 from graftwork.report import confusion_picture, history_picture, reliability_picture, render_evaluation
-from graftwork.settings import EvaluateSettings
+from graftwork.selection import merit
+from graftwork.settings import EvaluateSettings, ExecutionSettings
 
 Ints = npt.NDArray[np.int64]
 # A tie on validation goes to the simpler candidate, which comes first.
@@ -29,6 +33,7 @@ def evaluate(
     settings: EvaluateSettings,
     folder: Path,
     progress: Progress = lambda done, total: None,
+    note: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Predict the test split with every Model artifact in ``models`` and write the evaluation; return its ``evaluation.json``.
 
@@ -59,6 +64,7 @@ def evaluate(
                 model,
                 test,
                 lambda done, n=number: progress(n * len(rows) + done, len(models) * len(rows)),  # type: ignore[misc]
+                how_to_run(model, test, note),
             )
             metrics = score(targets, probabilities, settings)
             result["candidates"][name] = {
@@ -70,7 +76,10 @@ def evaluate(
                 "hyperparameters": model.info.get("hyperparameters", {}),
             }
             write_predictions(partial / f"predictions-{name}.parquet", rows, dataset.classes, targets, probabilities)
-        result["chosen"] = choose({name: info["val"]["value"] for name, info in result["candidates"].items()})
+        result["metric"] = settings.metric
+        result["chosen"] = choose(
+            {name: merit(settings.metric, info["val"]["val"]) for name, info in result["candidates"].items()}
+        )
         chosen = result["candidates"][result["chosen"]]
         write_json(partial / "evaluation.json", result)
         confusion_picture(np.array(chosen["test"]["confusion"]), dataset.classes, partial / "confusion.png")
@@ -82,9 +91,26 @@ def evaluate(
     return result
 
 
-def choose(val_accuracy: dict[str, float]) -> str:
-    """Return the candidate with the best validation accuracy; the simpler one where two are equal. Test figures play no part."""
-    return max(sorted(val_accuracy, key=CANDIDATES.index), key=val_accuracy.__getitem__)
+def how_to_run(model: Model, test: SplitImages, note: Callable[[str], None]) -> Execution:
+    """Choose how the network is run: in fp32, since what is reported must be what the model gives in service."""
+    few = torch.arange(min(64, len(test)))
+    planned = plan_inference(
+        model.network,
+        f"{model.info['backbone']}, {len(model.classes)} logits",
+        test[few],
+        model.preprocess,
+        model.device,
+        len(test),
+        ExecutionSettings(),
+        ("fp32",),
+    )
+    note(f"plan: {planned}")
+    return planned.execution
+
+
+def choose(val_merit: dict[str, float]) -> str:
+    """Return the candidate with the most merit on validation; the simpler one where two are equal. Test figures play no part."""
+    return max(sorted(val_merit, key=CANDIDATES.index), key=val_merit.__getitem__)
 
 
 def score(targets: Ints, probabilities: Floats, settings: EvaluateSettings) -> dict[str, Any]:

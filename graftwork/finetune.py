@@ -1,5 +1,8 @@
 """Fine-tuning: LP-FT from the baseline's head (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
-Out-of-Distribution"), with BatchNorm's statistics frozen, layer-wise rates, an average of the weights, and the best epoch kept."""
+Out-of-Distribution"), with BatchNorm's statistics frozen, layer-wise rates, an average of the weights, and the best epoch kept.
+
+A run that is killed goes on from its last checkpoint and ends with the same weights, bit for bit on CPU.
+"""
 
 import copy
 import math
@@ -8,21 +11,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from timm.optim import param_groups_layer_decay
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from graftwork import checkpoint
+from graftwork.averaging import State, greedy_soup, wise_ft
 from graftwork.backbones import build
 from graftwork.batches import SplitImages, augment
 from graftwork.dataset import Dataset
 from graftwork.errors import UserError
+from graftwork.execution import Execution, Inference, Planned, default_execution, forward, halve, plan_training
 from graftwork.images import Preprocess
 from graftwork.model import read_info, read_tensors, ready_device, save_model, to_input
+from graftwork.optimisation import (
+    class_weights,
+    epoch_order,
+    make_optimizer,
+    mixing,
+    range_test,
+    rate_factor,
+    set_rates,
+)
+from graftwork.selection import METRICS, better, measure, rank
 from graftwork.settings import FineTuneSettings
-from graftwork.strategies import Plan, freeze, plan
+from graftwork.strategies import Plan, freeze, frozen_share, has_batchnorm, plan
 
 Progress = Callable[[int, int], None]
 EpochReport = Callable[[int, dict[str, float]], None]
@@ -39,139 +54,317 @@ def fine_tune(
 ) -> dict[str, Any]:
     """Train from the Model artifact ``baseline`` and write the Model artifact ``folder``; return its ``model.json``.
 
-    The same dataset, baseline and settings give the same weights, bit for bit on CPU.
+    The same dataset, baseline and settings give the same weights, bit for bit on CPU, whether or not the run was killed and went on:
+    where ``GRAFTWORK_CHECKPOINTS`` names a folder, checkpoints lie there.
     """
+    info = read_info(baseline)
+    with checkpoint.job_folder("fine-tune", dataset.digest, info["sha256"], settings.model_dump()) as checkpoints:
+        found = train(dataset, baseline, info, settings, folder, checkpoints, progress, note, on_epoch)
+        checkpoint.remove(checkpoints)
+    return found
+
+
+def train(
+    dataset: Dataset,
+    baseline: Path,
+    info: dict[str, Any],
+    settings: FineTuneSettings,
+    folder: Path,
+    checkpoints: Path | None,
+    progress: Progress,
+    note: Callable[[str], None],
+    on_epoch: EpochReport,
+) -> dict[str, Any]:
     began = time.perf_counter()
     torch.manual_seed(settings.seed)
+    np.random.seed(settings.seed % 2**32)  # timm's Mixup draws from it
     torch.use_deterministic_algorithms(True, warn_only=True)
     generator = torch.Generator().manual_seed(settings.seed)  # order and augmentation
     device = ready_device()
-    info = read_info(baseline)
     preprocess = Preprocess(**info["preprocess"])
-    train = SplitImages(dataset, "train", preprocess)
-    val = SplitImages(dataset, "val", preprocess)
-    todo = plan(settings, len(train), len(dataset.classes))
+    images = SplitImages(dataset, "train", preprocess, memory_share=settings.memory_share)
+    val = SplitImages(dataset, "val", preprocess, memory_share=settings.memory_share)
+    classes = len(dataset.classes)
+    counts = torch.bincount(images.targets, minlength=classes)
+    imbalance = float(counts.max() / counts[counts > 0].min())
+
+    network = build(info["backbone"], info["backbone_args"], classes)
+    todo = plan(settings, len(images), classes, has_batchnorm(network), imbalance)
     for reason in todo.reasons:
         note(reason)
-
-    network = starting_network(baseline, info, todo, len(dataset.classes)).to(device, memory_format=torch.channels_last)
-    freeze(network, todo.strategy, info["head"])
-    if todo.batch_size < 2 and todo.strategy == "scratch":
+    scratch = todo.strategy == "scratch"
+    if todo.batch_size < 2 and not todo.frozen_statistics:
         raise UserError(
-            "setting batch_size = 1: BatchNorm learns nothing from one example; from scratch, use at least 2"
+            "setting batch_size = 1: BatchNorm learns nothing from one example; to train its statistics, use at least 2"
         )
-    steps_per_epoch = math.ceil(len(train) / todo.batch_size)
-    total_steps = todo.epochs * steps_per_epoch
-    warmup_steps = round(settings.warmup * total_steps)
-    optimizer = torch.optim.AdamW(
-        param_groups_layer_decay(network, weight_decay=settings.weight_decay, layer_decay=todo.layer_decay),
-        lr=todo.learning_rate,
-        fused=True,
-    )
-    scheduler = CosineLRScheduler(
-        optimizer,
-        t_initial=max(1, total_steps - warmup_steps),
-        warmup_t=warmup_steps,
-        warmup_lr_init=0.0,
-        warmup_prefix=True,
-        t_in_epochs=False,
-        cycle_limit=1,
-    )
-    ema = (
-        ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_power=0.75)
-        if settings.ema_decay
-        else None
-    )
+    flip = settings.flip == "yes" or (settings.flip == "auto" and info.get("augmentation", {}).get("flip", True))
+    if not scratch:
+        load_start(network, baseline, info, settings.lp_ft)
+    network = network.to(device, memory_format=torch.channels_last)
+    start = {name: tensor.clone() for name, tensor in network.state_dict().items()} if settings.wise_ft else {}
+    freeze(network, todo.strategy, info["head"])
+
+    steps_per_epoch = math.ceil(len(images) / todo.batch_size)
+    steps = todo.epochs * steps_per_epoch
+    if todo.strategy == "gradual":
+        network.requires_grad_(True)  # every layer has its place in the optimizer; which learn is set epoch by epoch
+    optimizer = make_optimizer(network, todo, settings, steps)
+    averaged = settings.ema_decay and settings.optimizer != "schedule-free"
+    ema = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_power=0.75) if averaged else None
+    mix = mixing(todo, settings, classes)
+    weights = class_weights(images.targets, classes).to(device) if todo.balance == "weights" else None
+    loss_of = make_loss(settings.label_smoothing, weights)
+    wanted = tuple(dict.fromkeys(("accuracy", "loss", settings.metric)))
+
+    planned = execution_plan(network, info, todo, settings, images, preprocess, device)
+    note(f"plan: {planned}")
+    execution = planned.execution
+    runner = torch.compile(network) if execution.engine == "compiled" else network
+    scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "fp16" and device.type == "cuda")
+
+    def validate(candidate: Any, metrics: tuple[str, ...] = wanted) -> dict[str, float]:
+        evaluating(optimizer)
+        if not len(val):
+            return measure(np.zeros((0, classes), np.float32), val.targets.numpy(), metrics)
+        usual = default_execution(settings, device, preprocess.size)._replace(precision="fp32", engine="eager")
+        usual = usual._replace(memory_format=execution.memory_format)
+        run = Inference(candidate, preprocess, device, usual, note)
+        logits = torch.cat([run(pixels) for _, pixels in val.in_order(torch.arange(len(val)).split(256))])
+        return measure(logits.numpy(), val.targets.numpy(), metrics)
+
+    def train_step(indices: Tensor, pixels: Tensor) -> Tensor:
+        """Run one batch forward and backward, in parts where memory wants it, and step; return the mean loss."""
+        nonlocal execution
+        pixels = augment(pixels.to(device, non_blocking=True), flip, settings.shift, generator)
+        targets: Tensor = images.targets[indices].to(device, non_blocking=True)
+        x = to_input(pixels, preprocess, device)
+        if mix and len(x) > 1:
+            even = len(x) - len(x) % 2  # timm mixes pairs: the odd one of a last batch stays as it is
+            mixed, soft = mix(x[:even], targets[:even])
+            rest = F.one_hot(targets[even:], classes).to(soft)
+            x, targets = torch.cat([mixed, x[even:]]), torch.cat([soft, rest])
+        while True:
+            try:
+                optimizer.zero_grad(set_to_none=True)
+                total = torch.zeros((), device=device)
+                for part, wanted_part in zip(
+                    x.split(execution.micro_batch), targets.split(execution.micro_batch), strict=True
+                ):
+                    loss = loss_of(forward(runner, part, execution, device), wanted_part) * (len(part) / len(x))
+                    scaler.scale(loss).backward()
+                    total += loss.detach()
+                break
+            except torch.OutOfMemoryError:
+                if not todo.frozen_statistics:
+                    raise UserError(
+                        f"out of memory with batches of {len(x)}, which BatchNorm learns from as a whole; use a smaller batch_size"
+                    ) from None
+                execution = halve(execution._replace(micro_batch=min(execution.micro_batch, len(x))), device, note)
+        if settings.clip_norm:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        return total
+
+    if settings.rate_test and not checkpoint_exists(checkpoints):
+        todo = todo._replace(learning_rate=find_rate(network, optimizer, todo, images, train_step, generator, note))
+        optimizer = make_optimizer(network, todo, settings, steps)
 
     # Epoch 0 is the probe itself: if no epoch beats it, it is what is kept.
-    best_accuracy, best_loss = measure(network, val, preprocess, device)
-    best_epoch, best_state = 0, copy.deepcopy(network.state_dict())
-    history: list[dict[str, float]] = [{"epoch": 0, "val_accuracy": best_accuracy, "val_loss": best_loss}]
-    on_epoch(0, {"val_accuracy": best_accuracy, "val_loss": best_loss})
+    at = {"step": 0, "epoch": 1, "position": 0, "seconds": 0.0, "best_epoch": 0, "total_seconds": 0.0, "stopped": False}
+    history: list[dict[str, float]] = []
+    best: State = {}
+    best_metrics: dict[str, float] = {}
+    shelf: list[tuple[int, dict[str, float], State]] = []  # for the soup: the best epochs, the best first
+    order, loss_sum = torch.zeros(0, dtype=torch.long), torch.zeros((), device=device)
 
-    step = 0
-    for epoch in range(1, todo.epochs + 1):
-        started, losses = time.perf_counter(), []
-        set_training_mode(network, frozen_statistics=todo.strategy != "scratch")
-        for indices in torch.randperm(len(train), generator=generator).split(todo.batch_size):
-            if len(indices) == 1 and todo.strategy == "scratch":
-                continue  # BatchNorm has no statistics of one example
-            scheduler.step_update(step)  # sets each group's rate, layer decay included
-            pixels = augment(train[indices], settings.flip, settings.shift, generator)
-            logits = network(to_input(pixels, preprocess, device))
-            loss = F.cross_entropy(logits, train.targets[indices].to(device), label_smoothing=settings.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            if ema:
-                ema.update(network, step)
-            losses.append(loss.detach())
-            progress(step, total_steps)
-        seconds = time.perf_counter() - started
+    restored = checkpoint.load(checkpoints, note) if checkpoints else None
+    if restored:
+        tensors, facts = restored
+        at, history, best_metrics = facts["at"], facts["history"], facts["best_metrics"]
+        todo = todo._replace(learning_rate=facts["learning_rate"])
+        execution = Execution(*facts["execution"])
+        runner = torch.compile(network) if execution.engine == "compiled" else network
+        network.load_state_dict(part_of(tensors, "network"))
+        if ema:
+            ema.module.load_state_dict(part_of(tensors, "ema"))
+        restore_optimizer(optimizer, part_of(tensors, "optimizer"), facts["groups"])
+        scaler.load_state_dict(facts["scaler"])
+        best = {name: tensor.to(device) for name, tensor in part_of(tensors, "best").items()}
+        shelf = [(e, m, part_of(tensors, f"shelf{n}")) for n, (e, m) in enumerate(facts["shelf"])]
+        order, loss_sum = tensors["order"], tensors["loss_sum"].to(device)
+        restore_random(tensors, facts, generator, device)
+        note(f"goes on from a checkpoint: step {at['step']} of {steps}")
+        for entry in history:
+            on_epoch(int(entry["epoch"]), {k: v for k, v in entry.items() if k != "epoch"})
+    else:
+        best_metrics = validate(network)
+        best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        history.append({"epoch": 0, **best_metrics})
+        on_epoch(0, best_metrics)
+
+    def keep_checkpoint() -> None:
+        if checkpoints is None:
+            return
+        tensors: State = {f"network/{k}": v for k, v in network.state_dict().items()}
+        tensors |= {f"ema/{k}": v for k, v in ema.module.state_dict().items()} if ema else {}
+        tensors |= {f"best/{k}": v for k, v in best.items()}
+        for n, (_, _, state) in enumerate(shelf):
+            tensors |= {f"shelf{n}/{k}": v for k, v in state.items()}
+        moments, groups = optimizer_state(optimizer)
+        tensors |= {f"optimizer/{k}": v for k, v in moments.items()}
+        random_tensors, random_facts = random_state(generator, device)
+        tensors |= {"order": order, "loss_sum": loss_sum, **random_tensors}
+        at["total_seconds"] = before + time.perf_counter() - began
+        facts = {
+            "at": at,
+            "history": history,
+            "best_metrics": best_metrics,
+            "learning_rate": todo.learning_rate,
+            "execution": list(execution),
+            "groups": groups,
+            "scaler": scaler.state_dict(),
+            "shelf": [(e, m) for e, m, _ in shelf],
+            **random_facts,
+        }
+        checkpoint.save(checkpoints, int(at["step"]), tensors, facts)
+
+    before, last_saved = at["total_seconds"], time.perf_counter()
+    while at["epoch"] <= todo.epochs and not at["stopped"]:
+        epoch = int(at["epoch"])
+        if todo.strategy == "gradual":
+            freeze(network, "gradual", info["head"], frozen_share(epoch, todo.epochs))
+        set_training_mode(network, todo.frozen_statistics)
+        training(optimizer)
+        if not len(order):
+            order = epoch_order(images.targets, classes, todo.balance, generator)
+            loss_sum, at["seconds"] = torch.zeros((), device=device), 0.0
+        clock = time.perf_counter()
+        for indices, pixels in images.in_order(order[at["position"] :].split(todo.batch_size)):
+            if not (len(indices) == 1 and not todo.frozen_statistics):  # BatchNorm has no statistics of one example
+                set_rates(optimizer, rate_factor(settings, int(at["step"]), steps, history))
+                loss_sum = loss_sum + train_step(indices, pixels) * len(indices)
+                at["step"] += 1
+                if ema:
+                    ema.update(network, int(at["step"]))
+            at["position"] += len(indices)
+            progress(int(at["step"]), steps)
+            if settings.checkpoint_seconds and time.perf_counter() - last_saved > settings.checkpoint_seconds:
+                at["seconds"] += time.perf_counter() - clock
+                keep_checkpoint()
+                last_saved = clock = time.perf_counter()
+        at["seconds"] += time.perf_counter() - clock
         candidate = ema.module if ema else network
-        accuracy, val_loss = measure(candidate, val, preprocess, device)
-        train_loss = float(torch.stack(losses).mean())
-        if not math.isfinite(train_loss + val_loss):
+        metrics = validate(candidate)
+        train_loss = float(loss_sum / len(images))
+        if not math.isfinite(train_loss + metrics["val_loss"]):
             note(f"training diverged in epoch {epoch}: the loss is no number any more; try a smaller learning_rate")
             break
-        metrics = {
+        entry = {
             "train_loss": train_loss,
-            "val_accuracy": accuracy,
-            "val_loss": val_loss,
+            **metrics,
             "learning_rate": max(group["lr"] for group in optimizer.param_groups),
-            "images_per_second": len(train) / seconds,
+            "images_per_second": len(images) / max(at["seconds"], 1e-9),
         }
-        history.append({"epoch": epoch, **metrics})
-        on_epoch(epoch, metrics)
-        # A tie in accuracy, common on a small validation split, goes to the smaller loss.
-        if (accuracy, -val_loss) > (best_accuracy, -best_loss):
-            best_accuracy, best_loss, best_epoch = accuracy, val_loss, epoch
-            best_state = copy.deepcopy(candidate.state_dict())
-        if epoch - best_epoch >= settings.patience:
-            break
+        history.append({"epoch": epoch, **entry})
+        on_epoch(epoch, entry)
+        if settings.soup:
+            state = {name: tensor.cpu().clone() for name, tensor in candidate.state_dict().items()}
+            shelf.append((epoch, metrics, state))
+            shelf = sorted(shelf, key=lambda item: rank(settings.metric, item[1]), reverse=True)[: settings.soup]
+        if better(settings.metric, metrics, best_metrics):
+            best_metrics, at["best_epoch"] = metrics, epoch
+            best = {name: tensor.clone() for name, tensor in candidate.state_dict().items()}
+        at |= {"epoch": epoch + 1, "position": 0, "stopped": epoch - at["best_epoch"] >= settings.patience}
+        order = order[:0]
+        if settings.checkpoint_seconds:
+            keep_checkpoint()
+            last_saved = time.perf_counter()
 
+    # Averages of weights compete on validation like any epoch.
+    averages: dict[str, Any] = {}
+    judge = copy.deepcopy(network)
+
+    def measure_state(state: State) -> dict[str, float]:
+        judge.load_state_dict(state)
+        return validate(judge)
+
+    if settings.soup and len(shelf) > 1 and at["best_epoch"]:
+        best, best_metrics, averages["soup"] = greedy_soup(
+            [(m, s) for _, m, s in shelf], settings.metric, measure_state
+        )
+    if settings.wise_ft and at["best_epoch"]:
+        on_cpu = {name: tensor.cpu() for name, tensor in best.items()}
+        first = {name: tensor.cpu() for name, tensor in start.items()}
+        best, best_metrics, averages["wise_ft"] = wise_ft(first, on_cpu, best_metrics, settings.metric, measure_state)
+    judge.load_state_dict(best)
+    final = validate(judge, METRICS)
+    seconds = before + time.perf_counter() - began
     return save_model(
         folder,
-        {k: v.cpu().numpy() for k, v in best_state.items()},
+        {k: v.cpu().numpy() for k, v in best.items()},
         {
             **{k: info[k] for k in ("backbone", "backbone_args", "head", "classes", "preprocess")},
-            "weights": {"source": "random", "sha256": ""} if todo.strategy == "scratch" else info["weights"],
-            "candidate": "scratch" if todo.strategy == "scratch" else "fine_tuned",
+            "augmentation": {"flip": flip, "shift": settings.shift},
+            "weights": {"source": "random", "sha256": ""} if scratch else info["weights"],
+            "candidate": "scratch" if scratch else "fine_tuned",
             "dataset_digest": dataset.digest,
-            "seconds": time.perf_counter()
-            - began
-            + (0 if todo.strategy == "scratch" else info["seconds"]),  # with those of the probe
-            "selection": {"metric": "val_accuracy", "value": best_accuracy, "examples": len(val), "epoch": best_epoch},
+            "seconds": seconds + (0 if scratch else info["seconds"]),  # with those of the probe
+            "training_seconds": seconds,
+            "selection": {
+                "metric": f"val_{settings.metric}",
+                "value": final[f"val_{settings.metric}"],
+                "examples": len(val),
+                "epoch": at["best_epoch"],
+                "val": final,
+            },
+            "averages": averages,
+            "plan": planned.params("training"),
             "hyperparameters": {
                 **settings.model_dump(),
-                "strategy": todo.strategy,
-                "epochs": todo.epochs,
-                "batch_size": todo.batch_size,
-                "learning_rate": todo.learning_rate,
-                "layer_decay": todo.layer_decay,
+                **{k: v for k, v in todo._asdict().items() if k in FineTuneSettings.model_fields},
+                "batchnorm": "frozen" if todo.frozen_statistics else "trained",
+                "flip": "yes" if flip else "no",
             },
             "history": history,
         },
     )
 
 
-def starting_network(baseline: Path, info: dict[str, Any], todo: Plan, classes: int) -> Any:
-    """Return the network that training starts from: random for ``scratch``, else the pretrained one with the probe's head.
+# ---- the pieces, in the order of their use -------------------------------------------------------------------------------------
 
-    The head is the probe that was fitted on train alone, so that the validation accuracy of every epoch is honest.
+
+def load_start(network: Any, baseline: Path, info: dict[str, Any], lp_ft: bool) -> None:
+    """Load the pretrained weights, and as the head the probe that was fitted on train alone, or zeros.
+
+    That probe has not seen validation, so the validation accuracy of every epoch is honest.
     """
-    network = build(info["backbone"], info["backbone_args"], classes)
-    if todo.strategy == "scratch":
-        return network
     from safetensors.torch import load_file
 
-    state: dict[str, Tensor] = {k: torch.from_numpy(v) for k, v in read_tensors(baseline, info).items()}
+    state: State = {k: torch.from_numpy(v) for k, v in read_tensors(baseline, info).items()}
     for name, tensor in load_file(baseline / "probe.safetensors").items():
-        state[f"{info['head']}.{name}"] = tensor
+        state[f"{info['head']}.{name}"] = tensor if lp_ft else torch.zeros_like(tensor)
     network.load_state_dict(state)
-    return network
+
+
+def execution_plan(
+    network: Any,
+    info: dict[str, Any],
+    todo: Plan,
+    settings: FineTuneSettings,
+    images: SplitImages,
+    preprocess: Preprocess,
+    device: torch.device,
+) -> Planned:
+    """Choose how the network is trained, by timed steps on one batch."""
+    set_training_mode(network, todo.frozen_statistics)
+    few = torch.arange(min(todo.batch_size, len(images)))
+    total = todo.epochs * len(images)
+    targets, splittable = images.targets[few], todo.frozen_statistics
+    return plan_training(
+        network, info["backbone"], images[few], targets, preprocess, device, total, settings, splittable
+    )
 
 
 def set_training_mode(network: nn.Module, frozen_statistics: bool) -> None:
@@ -186,16 +379,104 @@ def set_training_mode(network: nn.Module, frozen_statistics: bool) -> None:
                 module.eval()
 
 
-@torch.inference_mode()
-def measure(
-    network: nn.Module, images: SplitImages, preprocess: Preprocess, device: torch.device, batch_size: int = 128
-) -> tuple[float, float]:
-    """Return (accuracy, mean cross-entropy) on a split; (0, 0) where it is empty. Leaves the network in evaluation mode."""
-    network.eval()
-    correct, loss = 0, 0.0
-    for indices in torch.arange(len(images)).split(batch_size):
-        logits = network(to_input(images[indices], preprocess, device)).float()
-        targets = images.targets[indices].to(device)
-        correct += int((logits.argmax(1) == targets).sum())
-        loss += float(F.cross_entropy(logits, targets, reduction="sum"))
-    return correct / max(len(images), 1), loss / max(len(images), 1)
+def make_loss(label_smoothing: float, weights: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the cross-entropy for class indices (N,), or for mixed targets (N, classes), which are smooth already."""
+
+    def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+        if targets.dtype == torch.long:
+            return F.cross_entropy(logits, targets, weights, label_smoothing=label_smoothing)
+        return F.cross_entropy(logits, targets, weights)
+
+    return loss_of
+
+
+def find_rate(
+    network: Any,
+    optimizer: Any,
+    todo: Plan,
+    images: SplitImages,
+    train_step: Callable[[Tensor, Tensor], Tensor],
+    generator: torch.Generator,
+    note: Callable[[str], None],
+) -> float:
+    """Return the rate that the range test suggests, with the network as it was before."""
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    set_training_mode(network, todo.frozen_statistics)
+    training(optimizer)
+
+    def step(rate: float) -> float:
+        set_rates(optimizer, rate / todo.learning_rate)
+        indices = torch.randint(len(images), (todo.batch_size,), generator=generator)
+        return float(train_step(indices, images[indices]))
+
+    rate, curve = range_test(step)
+    network.load_state_dict(before)
+    note(f"learning rate {rate:.2g}: by a range test of {len(curve)} steps")
+    return rate
+
+
+def training(optimizer: Any) -> None:
+    """Have the weights be those that are trained: the schedule-free optimizer keeps two sets."""
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+
+
+def evaluating(optimizer: Any) -> None:
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
+
+
+# ---- what a checkpoint holds ---------------------------------------------------------------------------------------------------
+
+
+def checkpoint_exists(checkpoints: Path | None) -> bool:
+    return checkpoints is not None and any(checkpoints.glob("*.safetensors"))
+
+
+def part_of(tensors: State, prefix: str) -> State:
+    return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def optimizer_state(optimizer: Any) -> tuple[State, list[dict[str, Any]]]:
+    """Return the optimizer's tensors by "PARAMETER.NAME", and its groups as plain values."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{number}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for number, values in state["state"].items()
+        for name, value in values.items()
+        if value is not None
+    }
+    return tensors, [
+        {k: list(v) if isinstance(v, tuple) else v for k, v in group.items()} for group in state["param_groups"]
+    ]
+
+
+def restore_optimizer(optimizer: Any, tensors: State, groups: list[dict[str, Any]]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        parameter = parameters[int(number)]
+        if tensor.shape == parameter.shape:
+            # Fused kernels walk the memory of a parameter and of its moments side by side: both must be laid out alike.
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def random_state(generator: torch.Generator, device: torch.device) -> tuple[State, dict[str, Any]]:
+    """Return every random state that the next step draws from."""
+    tensors = {"random/generator": generator.get_state(), "random/torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    return tensors, {"numpy": [name, np.asarray(keys).tolist(), position, has_gauss, gauss]}
+
+
+def restore_random(tensors: State, facts: dict[str, Any], generator: torch.Generator, device: torch.device) -> None:
+    generator.set_state(tensors["random/generator"])
+    torch.set_rng_state(tensors["random/torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random/cuda"], device)
+    name, keys, position, has_gauss, gauss = facts["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))

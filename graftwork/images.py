@@ -28,7 +28,7 @@ class Preprocess(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     size: int
-    resize: Literal["crop", "squash"] = "crop"
+    resize: Literal["crop", "squash", "pad"] = "crop"
     crop_pct: float = 1.0
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     mean: tuple[float, float, float]
@@ -88,6 +88,10 @@ def fit(image: Image.Image, preprocess: Preprocess) -> Array:
     size, method = preprocess.size, INTERPOLATION[preprocess.interpolation]
     if preprocess.resize == "squash":
         return np.asarray(image.resize((size, size), method))
+    if preprocess.resize == "pad":
+        # The border has the mean colour: zeros, once normalised, as the network's own padding has.
+        colour = tuple(round(255 * m) for m in preprocess.mean)
+        return np.asarray(ImageOps.pad(image, (size, size), method, colour))
     # The centre square is cut by the resize itself (box=), so nothing outside it is ever scaled.
     side = min(image.size) * preprocess.crop_pct
     left, top = (image.width - side) / 2, (image.height - side) / 2

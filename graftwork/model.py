@@ -24,6 +24,8 @@ from graftwork.images import Array, Preprocess
 if TYPE_CHECKING:
     import torch
 
+    from graftwork.execution import Execution
+
 FORMAT = "graftwork-model/1"
 Floats = npt.NDArray[np.float32]
 
@@ -139,6 +141,10 @@ def ready_device(name: str = "auto") -> "torch.device":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cpu":
         keep_freed_memory()
+        from graftwork.execution import cores
+
+        if torch.get_num_threads() > cores():
+            torch.set_num_threads(cores())
     return torch.device(name)
 
 
@@ -181,17 +187,28 @@ def batches(images: Iterable[Array], size: int = 64) -> Iterator[Array]:
             yield batch
 
 
-def predict(model: Model, images: Iterable[Array], progress: Callable[[int], None] = lambda done: None) -> Floats:
-    """Return the class probabilities of ``images`` (each (H, W, 3), uint8, already fitted), shape (N, classes), float32."""
+def predict(
+    model: Model,
+    images: Iterable[Array],
+    progress: Callable[[int], None] = lambda done: None,
+    execution: "Execution | None" = None,
+) -> Floats:
+    """Return the class probabilities of ``images`` (each (H, W, 3), uint8, already fitted), shape (N, classes), float32.
+
+    ``execution`` says how the network is run; without one it is run as is right for a few images.
+    """
     import torch
 
+    from graftwork.execution import Inference, default_execution
+    from graftwork.settings import ExecutionSettings
+
+    usual = default_execution(ExecutionSettings(), model.device, model.preprocess.size)
+    run = Inference(model.network, model.preprocess, model.device, execution or usual)
     found, done = [], 0
-    with torch.inference_mode():
-        for batch in batches(images):
-            logits = model.network(to_input(torch.from_numpy(batch), model.preprocess, model.device))
-            found.append(torch.softmax(logits.float(), dim=1).cpu().numpy())
-            done += len(batch)
-            progress(done)
+    for batch in batches(images, run.execution.micro_batch):
+        found.append(torch.softmax(run(torch.from_numpy(batch)), dim=1).numpy())
+        done += len(batch)
+        progress(done)
     return np.concatenate(found) if found else np.zeros((0, len(model.classes)), np.float32)
 
 

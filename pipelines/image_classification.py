@@ -54,27 +54,48 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
         max_broken: float = 0.05,
         min_per_class: int = 3,
         min_side: int = 8,
+        memory_format: str = "auto",
+        precision: str = "auto",
+        engine: str = "auto",
+        micro_batch: int = 0,
+        threads: int = 0,
+        plan_seconds: float = 60.0,
         backbone: str = "tf_efficientnet_lite0",
         weights: str = "",
         image_size: int = 0,
+        preprocess: str = "fixed",
         resize: str = "crop",
         crop_pct: float = 1.0,
         interpolation: str = "",
         mean: list = [],  # noqa: B006  KFP copies it into the spec
-        std: list = [],  # noqa: B006
+        std: list = [],  # noqa: B006  KFP copies it into the spec
         views: int = 0,
+        flip: str = "auto",
+        shift: float = 0.05,
+        memory_share: float = 0.3,
         strategy: str = "auto",
+        lp_ft: bool = True,
+        batchnorm: str = "auto",
         epochs: int = 0,
         batch_size: int = 0,
+        optimizer: str = "adamw",
         learning_rate: float = 0.0,
-        layer_decay: float = 0.9,
-        weight_decay: float = 0.05,
+        rate_test: bool = False,
+        schedule: str = "cosine",
         warmup: float = 0.1,
+        layer_decay: float = 0.0,
+        weight_decay: float = 0.05,
+        clip_norm: float = 1.0,
         label_smoothing: float = 0.1,
+        mixup: float = -1.0,
+        cutmix: float = 0.0,
+        balance: str = "auto",
         ema_decay: float = 0.98,
+        wise_ft: bool = False,
+        soup: int = 0,
+        metric: str = "accuracy",
         patience: int = 4,
-        flip: bool = True,
-        shift: float = 0.05,
+        checkpoint_seconds: float = 30.0,
         confidence: float = 0.95,
         resamples: int = 2000,
         register_as: str = "",
@@ -95,9 +116,16 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
         validate = validate_data(**packed, max_broken=max_broken, min_per_class=min_per_class, min_side=min_side)
         features = extract_features(
             **packed,
+            memory_format=memory_format,
+            precision=precision,
+            engine=engine,
+            micro_batch=micro_batch,
+            threads=threads,
+            plan_seconds=plan_seconds,
             backbone=backbone,
             weights=weights,
             image_size=image_size,
+            preprocess=preprocess,
             resize=resize,
             crop_pct=crop_pct,
             interpolation=interpolation,
@@ -106,25 +134,44 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
             views=views,
             flip=flip,
             shift=shift,
+            memory_share=memory_share,
             seed=seed,
         ).after(validate)
         baseline = train_baseline(embeddings=features.outputs["embeddings"])
         training = {
             **packed,
             "baseline": baseline.outputs["model"],
+            "memory_format": memory_format,
+            "precision": precision,
+            "engine": engine,
+            "micro_batch": micro_batch,
+            "threads": threads,
+            "plan_seconds": plan_seconds,
+            "batchnorm": batchnorm,
             "epochs": epochs,
             "batch_size": batch_size,
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "warmup": warmup,
             "layer_decay": layer_decay,
             "weight_decay": weight_decay,
-            "warmup": warmup,
+            "clip_norm": clip_norm,
             "label_smoothing": label_smoothing,
+            "mixup": mixup,
+            "cutmix": cutmix,
+            "balance": balance,
             "ema_decay": ema_decay,
+            "wise_ft": wise_ft,
+            "soup": soup,
+            "metric": metric,
             "patience": patience,
             "flip": flip,
             "shift": shift,
+            "memory_share": memory_share,
+            "checkpoint_seconds": checkpoint_seconds,
             "seed": seed,
         }
-        tuned = fine_tune(**training, strategy=strategy, learning_rate=learning_rate)
+        tuned = fine_tune(**training, strategy=strategy, learning_rate=learning_rate, rate_test=rate_test, lp_ft=lp_ft)
         tasks = {"light": [ingest, validate], "heavy": [features, baseline, tuned]}
         models = {"baseline": baseline.outputs["model"], "fine_tuned": tuned.outputs["model"]}
         if with_scratch_control:
@@ -136,7 +183,9 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
                 )  # here tasks run one after the other anyhow, and so in an order that can be followed
             models["scratch"] = control.outputs["model"]
             tasks["heavy"].append(control)
-        evaluation = evaluate_model(**packed, **models, confidence=confidence, resamples=resamples, seed=seed)
+        evaluation = evaluate_model(
+            **packed, **models, confidence=confidence, resamples=resamples, metric=metric, seed=seed
+        )
         registration = register_model(
             **packed, **models, evaluation=evaluation.outputs["evaluation"], register_as=register_as, min_gain=min_gain
         )

@@ -24,7 +24,7 @@ import graftwork
 from graftwork.errors import UserError, one_line
 from graftwork.files import write_json
 from graftwork.pipelines.display import Display
-from graftwork.tracking import JOURNALS, Follower, JournalReader, dataset_input, source_tags, tracking_uri
+from graftwork.tracking import CHECKPOINTS, JOURNALS, Follower, JournalReader, dataset_input, source_tags, tracking_uri
 
 STEPS = [
     "ingest_data",
@@ -85,6 +85,7 @@ def run_local(
     uri = tracking_uri(output)
     # Children get these; no parameter carries them, so that a run's own id does not make every step's cache key new.
     os.environ |= {JOURNALS: str(journals), "MLFLOW_TRACKING_URI": uri}
+    os.environ.setdefault(CHECKPOINTS, str((output / ".cache" / "checkpoints").resolve()))
     tags = {
         "mlflow.source.name": "graftwork run",
         "mlflow.source.type": "LOCAL",
@@ -265,15 +266,19 @@ def mark_reused(steps: list[str], journals: Path, outputs: dict[str, Path]) -> N
             continue
         origin = origin_of(outputs[LEAVES[step]])
         old = (origin / "journals" / f"{step}.jsonl") if origin else None
-        events = (
-            [json.loads(line) for line in old.read_text(encoding="utf-8").splitlines()] if old and old.exists() else []
-        )
+        events = [e for s, e in JournalReader(old.parent).poll() if s == step] if old and old.exists() else []
         now = time.time()
         lines = [
             {"event": "start", "time": now},
             {"event": "tags", "time": now, "values": {"graftwork.reused_from": origin.name if origin else ""}},
         ]
-        lines += [{**e, "time": now} for e in events if e["event"] in ("params", "metrics", "tags", "dataset")]
+        lines += [
+            {**e, "time": now}
+            for e in events
+            if e["event"] in ("params", "metrics", "tags", "dataset")
+            # What the machine did then is no property of this run.
+            and not (e["event"] == "metrics" and any(k.startswith("system/") for k in e["values"]))
+        ]
         lines += [{"event": "end", "time": now, "status": "FINISHED"}]
         own.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
