@@ -36,6 +36,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--parts", default="features,training")
+    parser.add_argument(
+        "--exhaustive", default=",".join(NETWORKS), help="networks whose every combination is timed: minutes each"
+    )
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -52,7 +55,7 @@ def main() -> None:
         for network in options.networks.split(","):
             if "features" in options.parts:
                 for size in NETWORKS[network]:
-                    report["features"].append(compare_features(network, size, options.repeats))
+                    report["features"].append(compare_features(network, size, options.repeats, options.exhaustive))
                     write(report, options.output)
             if "training" in options.parts:
                 report["training"].append(compare_training(network, options.repeats, folder))
@@ -62,13 +65,13 @@ def main() -> None:
 # ---- frozen features -----------------------------------------------------------------------------------------------------------
 
 
-def compare_features(network: str, size: int, repeats: int) -> dict[str, Any]:
+def compare_features(network: str, size: int, repeats: int, exhaustively: str) -> dict[str, Any]:
     plan = worker("plan_features", network, size)
     rates: dict[str, list[float]] = {"plain": [], "engine": [], "bare": []}
     for _ in range(repeats):
         for name, found in rates.items():
             found.append(worker(f"{name}_features", network, size)["rate"])
-    exhaustive = worker("exhaustive_features", network, size)
+    exhaustive = worker("exhaustive_features", network, size) if network in exhaustively.split(",") else None
     row = {"network": network, "size": size, "plan": plan, "rates": rates, "exhaustive": exhaustive}
     print(features_row(row), flush=True)
     return row
@@ -352,7 +355,7 @@ def features_row(row: dict[str, Any]) -> str:
     cells = [row["network"], f"{row['size']} px", *(spread(row["rates"][k]) for k in ("plain", "engine", "bare"))]
     cells += [
         f"{rates['engine'] / rates['plain']:.1f}x",
-        f"{row['exhaustive']['share_of_best']:.0%}",
+        f"{row['exhaustive']['share_of_best']:.0%}" if row["exhaustive"] else "not tried",
         row["plan"]["chosen"],
     ]
     return "| " + " | ".join(cells) + " |"

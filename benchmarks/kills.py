@@ -70,7 +70,7 @@ def prepare(root: Path) -> None:
     from graftwork.ingest import ingest
     from graftwork.settings import IngestSettings
 
-    ingest(IngestSettings(data="digits", train_per_class=40, test_per_class=10), root / "data")
+    ingest(IngestSettings(data="digits", train_per_class=24, test_per_class=10), root / "data")
     torch.manual_seed(0)
     state = timm.create_model(BACKBONE, pretrained=False).state_dict()
     save_file({k: v.contiguous() for k, v in state.items()}, root / "weights.safetensors")
@@ -97,7 +97,7 @@ def work(folder: Path) -> None:
     if not (folder / "embeddings").exists():
         phase("extracting features")
         features = FeatureSettings(
-            backbone=BACKBONE, weights=str(folder.parent / "weights.safetensors"), image_size=48, views=4
+            backbone=BACKBONE, weights=str(folder.parent / "weights.safetensors"), image_size=32, views=4, threads=1
         )
         extract_features(data, features, folder / "embeddings", note=phase_note(phase))
     if not (folder / "baseline").exists():
@@ -105,7 +105,7 @@ def work(folder: Path) -> None:
         train_baseline(folder / "embeddings", folder / "baseline")
     phase("before training")
     settings = FineTuneSettings(
-        strategy="full", epochs=5, batch_size=16, soup=2, mixup=0.1, patience=99, checkpoint_seconds=0.5
+        strategy="full", epochs=6, batch_size=8, soup=2, mixup=0.1, patience=99, checkpoint_seconds=0.3, threads=1
     )
     fine_tune(
         data,

@@ -36,7 +36,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "fastai", "transformers", "accelera
 def main() -> None:
     options = parse_arguments()
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    names = [GRAFTWORK, *PEERS]
+    names = [name for name in (GRAFTWORK, *PEERS) if any(word in name for word in options.only.split(","))]
     warm_up(options)
     report: dict[str, Any] = {"machine": machine(options), "versions": versions(options), "runs": []}
     with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
@@ -55,6 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer-python", required=True, help="Python of the peers' environment")
     parser.add_argument("--graftwork-python", default=str(REPOSITORY / ".venv/bin/python"))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--only", default="", help="contestants whose name holds one of these words; default: all")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     parser.add_argument(
         "--passive-peers",
