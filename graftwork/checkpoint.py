@@ -19,9 +19,6 @@ from torch import Tensor
 
 from graftwork.tracking import CHECKPOINTS
 
-FOLDER = (
-    "GRAFTWORK_CHECKPOINTS"  # environment variable: where checkpoints lie; on a cluster, a volume that outlives the pod
-)
 KEPT = 2  # of a job: the last, and the one before it, should the last be damaged
 FORGOTTEN_AFTER = 14 * 24 * 3600  # seconds after which the checkpoints of a job that never went on are removed
 
@@ -75,7 +72,10 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, A
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
+    # At the end of an epoch two are written at one step: the later one takes the place of the other.
+    others = sorted(p for p in folder.glob("*.safetensors") if p != path)
+    same = [p for p in others if p.name.startswith(f"{step:09d}-")]
+    for old in same + [p for p in others if p not in same][: 1 - KEPT]:
         old.unlink(missing_ok=True)
     return path
 

@@ -78,7 +78,9 @@ def evaluate(
             write_predictions(partial / f"predictions-{name}.parquet", rows, dataset.classes, targets, probabilities)
         result["metric"] = settings.metric
         result["chosen"] = choose(
-            {name: merit(settings.metric, info["val"]["val"]) for name, info in result["candidates"].items()}
+            {name: merit(settings.metric, info["val"]["val"]) for name, info in result["candidates"].items()},
+            # A loss is no share of the examples: one of them can change it by any amount.
+            0 if settings.metric == "loss" else len(dataset.split("val")),
         )
         chosen = result["candidates"][result["chosen"]]
         write_json(partial / "evaluation.json", result)
@@ -108,9 +110,19 @@ def how_to_run(model: Model, test: SplitImages, note: Callable[[str], None]) -> 
     return planned.execution
 
 
-def choose(val_merit: dict[str, float]) -> str:
-    """Return the candidate with the most merit on validation; the simpler one where two are equal. Test figures play no part."""
-    return max(sorted(val_merit, key=CANDIDATES.index), key=val_merit.__getitem__)
+def choose(val_merit: dict[str, float], examples: int = 0) -> str:
+    """Return the candidate that is best on validation; test figures play no part.
+
+    The simpler candidate stays unless another is better by more than one and a half of the ``examples`` that decided: the best of
+    many epochs on few examples owes its last example to luck. Measured with 10 labels a class, where one validation image decided, the
+    probe was four and seven points better in two of three draws.
+    """
+    order = sorted(val_merit, key=CANDIDATES.index)
+    best = order[0]
+    for name in order[1:]:
+        if val_merit[name] > val_merit[best] + (1.5 / examples if examples else 0.0):
+            best = name
+    return best
 
 
 def score(targets: Ints, probabilities: Floats, settings: EvaluateSettings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -32,6 +33,7 @@ from graftwork.settings import ExecutionSettings
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
 GRADIENT_TOLERANCE = {"fp32": 0.03, "bf16": 0.2, "fp16": 0.2}
 GAIN = 1.05  # a candidate must be faster than this many times the incumbent: less is noise
+FEW = 256  # images that are over before the first trial would be
 BUDGET_SHARE = 0.25  # of the phase's estimated seconds, up to the setting ``plan_seconds``
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Seconds that preparing an engine costs, before it was ever measured: read off two cores with EfficientNet-Lite0.
@@ -128,12 +130,12 @@ class Inference:
         found, position = [], 0
         while position < len(images):
             part = images[position : position + self.execution.micro_batch]
-            try:
+            with contextlib.suppress(torch.OutOfMemoryError):
                 found.append(self._run(part))
                 position += len(part)
-            except torch.OutOfMemoryError:
-                self.execution = halve(self.execution, self.device, self.note)
-                self._prepared = None
+                continue
+            self.execution = halve(self.execution, self.device, self.note)
+            self._prepared = None
         return torch.cat(found) if found else torch.zeros(0)
 
     @torch.inference_mode()
@@ -186,6 +188,8 @@ def plan_inference(
 
     def run(execution: Execution, count: int) -> Tensor:
         if execution not in ready:
+            if len(ready) > 4:  # a traced graph has weights of its own: those of old candidates go
+                del ready[next(e for e in ready if e != start)]
             ready[execution] = Inference(module, preprocess, device, execution)
         if execution.engine != "traced":  # a traced graph has weights of its own
             module.to(memory_format=memory_format(execution))
@@ -243,7 +247,8 @@ def plan_training(
         start = start._replace(micro_batch=len(sample))
     if start.engine == "traced":  # a frozen graph learns nothing
         start = start._replace(engine="eager")
-    random_state = torch.get_rng_state()
+    if not settings.plan_seconds or examples < FEW:
+        return Planned(start, 0.0, 0.0, 0.0, {})
     trial = copy.deepcopy(network)
     ready: dict[str, Any] = {"eager": trial}
 
@@ -286,13 +291,11 @@ def plan_training(
         "threads": thread_options(start),
         "engine": ("eager", "compiled"),
     }
-    try:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         trained = sum(p.requires_grad for p in network.parameters())
         name = f"training {name}, {trained} tensors, batch {len(sample)}"
         tolerance = GRADIENT_TOLERANCE
         return search(name, device, preprocess.size, start, options, settings, examples, timed, difference, tolerance)
-    finally:
-        torch.set_rng_state(random_state)
 
 
 def forward(network: Any, x: Tensor, execution: Execution, device: torch.device) -> Tensor:
@@ -333,11 +336,12 @@ def search(
 ) -> Planned:
     """Improve ``start`` one dimension after the other, as long as the budget lasts, and return the best.
 
-    The budget is ``BUDGET_SHARE`` of what the phase would take with ``start``, and at most ``plan_seconds``.
+    The budget is ``BUDGET_SHARE`` of what the phase would take with ``start``, and at most ``plan_seconds``; for fewer than
+    ``FEW`` examples nothing is timed.
     """
     began = time.perf_counter()
     set_threads(start)
-    if not settings.plan_seconds:
+    if not settings.plan_seconds or examples < FEW:
         return Planned(start, 0.0, 0.0, 0.0, {})
     fallback = plain(start, settings)
     key = hashlib.sha256(f"{machine(device)}|{phase}|{size}|{start}|{fallback}".encode()).hexdigest()[:24]
@@ -349,7 +353,7 @@ def search(
     best = start
     try:
         if not rates:
-            first_guess(timed, difference, start, fallback, tolerance, rates, rejected)
+            try_start(timed, difference, start, fallback, tolerance, rates, rejected)
         best = start if str(start) in rates else fallback
         count = trial_size(rates[str(best)], start)
         budget = min(settings.plan_seconds, BUDGET_SHARE * examples / rates[str(best)])
@@ -379,6 +383,18 @@ def search(
     set_threads(best)
     reasons = rejected | {name: f"not tried within a budget of {seconds:.0f} s" for name, seconds in skipped.items()}
     return Planned(best, rates[str(best)], rates["plain"], time.perf_counter() - began, reasons)
+
+
+def try_start(timed: Time, difference: Check, start: Execution, *rest: Any) -> None:
+    """Time ``start``; an engine or a precision that was asked for and cannot be had is the user's to change."""
+    try:
+        first_guess(timed, difference, start, *rest)
+    except (torch.OutOfMemoryError, UserError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{start}: cannot be run here ({one_line(f'{type(error).__name__}: {error}', 150)}); choose another engine or precision"
+        ) from None
 
 
 def first_guess(
@@ -423,6 +439,8 @@ def try_one(
 ) -> None:
     """Time ``candidate`` in turns with ``best``, since machines are noisy, and write down its rate or why it is rejected."""
     name = str(candidate)
+    if candidate.engine == "compiled":  # its compiler warns of GPUs that nobody asked for
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         began = time.perf_counter()
         if candidate.precision != best.precision:
@@ -494,7 +512,7 @@ def processor() -> str:
 
 def plain(execution: Execution, settings: ExecutionSettings | None = None) -> Execution:
     """Return what a plain script does: fp32, contiguous, eager; where ``settings`` ask for something else, that."""
-    usual = {"memory_format": "contiguous", "precision": "fp32", "engine": "eager"}
+    usual: dict[str, Any] = {"memory_format": "contiguous", "precision": "fp32", "engine": "eager"}
     given = {k for k in usual if settings and getattr(settings, k) != "auto"}
     return execution._replace(**{k: v for k, v in usual.items() if k not in given})
 

@@ -23,7 +23,7 @@ from graftwork.backbones import Backbone, load_backbone
 from graftwork.batches import Progress, SplitImages, augment
 from graftwork.dataset import Dataset
 from graftwork.execution import Execution, Inference, plan_inference
-from graftwork.files import finished_folder, write_json
+from graftwork.files import finished_folder, write_json, write_text
 from graftwork.model import batches, ready_device, save_model
 from graftwork.preprocessing import choose_preprocess
 from graftwork.settings import FeatureSettings
@@ -120,7 +120,8 @@ def extract(
             for split, images in splits.items():
                 done = pass_over(images, view, run, writers[split], view_of, progress, done, total)
         for split, images in splits.items():
-            writers[split].finish(partial / f"features-{split}.npy", (views, len(images)))
+            width = writers[split].width or writers["train"].width  # a split may be empty
+            writers[split].finish(partial / f"features-{split}.npy", (views, len(images), width))
             pq.write_table(images.rows.select(["id", "label"]), partial / f"index-{split}.parquet")
         info = {
             "backbone": settings.backbone,
@@ -148,20 +149,21 @@ class Rows:
 
     def __init__(self, path: Path) -> None:
         self.path, self.width_path = path, path.with_suffix(".width")
-        self.width = int(self.width_path.read_text(encoding="ascii")) if self.width_path.exists() else 0
+        width = self.width_path.read_text(encoding="ascii") if self.width_path.exists() else ""
+        self.width = int(width) if width.isdigit() else 0  # a power cut may have left an empty file
         self.count = path.stat().st_size // (4 * self.width) if self.width and path.exists() else 0
 
     def append(self, rows: npt.NDArray[np.float32]) -> None:
         if not self.width:
             self.width = rows.shape[1]
-            self.width_path.write_text(str(self.width), encoding="ascii")
+            write_text(self.width_path, str(self.width))
         with self.path.open("ab") as file:
             file.write(np.ascontiguousarray(rows).tobytes())
         self.count += len(rows)
 
     def cut(self, count: int) -> None:
         """Forget what lies behind the row ``count``: a batch that was half written."""
-        if self.width:
+        if self.path.exists():
             os.truncate(self.path, 4 * self.width * count)
         self.count = count
 
@@ -169,13 +171,12 @@ class Rows:
         """Return the rows at ``places``, shape (len(places), D)."""
         return np.memmap(self.path, np.float32, "r", shape=(self.count, self.width))[places]
 
-    def finish(self, path: Path, shape: tuple[int, int]) -> None:
-        if self.width:
-            self.cut(shape[0] * shape[1])
+    def finish(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self.cut(shape[0] * shape[1])
         with path.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (*shape, self.width)}
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            if self.width:
+            if self.path.exists():
                 with self.path.open("rb") as rows:
                     shutil.copyfileobj(rows, file, 16 * 2**20)
         self.path.unlink(missing_ok=True)
@@ -197,6 +198,8 @@ def pass_over(
     if there < len(images):
         there -= there % BATCH
         rows.cut(view * len(images) + there)
+    if there:
+        progress(done + there, total)
     for first, pixels in chunks(images, there):
         rows.append(run(view_of(pixels, view, first)).numpy())
         progress(done + min(first + BATCH, len(images)), total)

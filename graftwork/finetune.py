@@ -4,7 +4,6 @@ Out-of-Distribution"), with BatchNorm's statistics frozen, layer-wise rates, an 
 A run that is killed goes on from its last checkpoint and ends with the same weights, bit for bit on CPU.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -23,7 +22,17 @@ from graftwork.backbones import build
 from graftwork.batches import SplitImages, augment
 from graftwork.dataset import Dataset
 from graftwork.errors import UserError
-from graftwork.execution import Execution, Inference, Planned, default_execution, forward, halve, plan_training
+from graftwork.execution import (
+    Execution,
+    Inference,
+    Planned,
+    default_execution,
+    forward,
+    halve,
+    memory_format,
+    plan_training,
+    set_threads,
+)
 from graftwork.images import Preprocess
 from graftwork.model import read_info, read_tensors, ready_device, save_model, to_input
 from graftwork.optimisation import (
@@ -116,9 +125,13 @@ def train(
     loss_of = make_loss(settings.label_smoothing, weights)
     wanted = tuple(dict.fromkeys(("accuracy", "loss", settings.metric)))
 
+    restored = checkpoint.load(checkpoints, note) if checkpoints else None
     planned = execution_plan(network, info, todo, settings, images, preprocess, device)
     note(f"plan: {planned}")
-    execution = planned.execution
+    # What goes on is run as it was begun, whatever would be chosen now.
+    execution = Execution(*restored[1]["execution"]) if restored else planned.execution
+    set_threads(execution)
+    network = network.to(memory_format=memory_format(execution))
     runner = torch.compile(network) if execution.engine == "compiled" else network
     scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "fp16" and device.type == "cuda")
 
@@ -141,16 +154,18 @@ def train(
         if mix and len(x) > 1:
             even = len(x) - len(x) % 2  # timm mixes pairs: the odd one of a last batch stays as it is
             mixed, soft = mix(x[:even], targets[:even])
-            rest = F.one_hot(targets[even:], classes).to(soft)
+            rest = F.one_hot(targets[even:], classes).to(soft) * (1 - settings.label_smoothing)
+            rest += settings.label_smoothing / classes
             x, targets = torch.cat([mixed, x[even:]]), torch.cat([soft, rest])
         while True:
+            optimizer.zero_grad(set_to_none=True)
+            total = torch.zeros((), device=device)
             try:
-                optimizer.zero_grad(set_to_none=True)
-                total = torch.zeros((), device=device)
                 for part, wanted_part in zip(
                     x.split(execution.micro_batch), targets.split(execution.micro_batch), strict=True
                 ):
-                    loss = loss_of(forward(runner, part, execution, device), wanted_part) * (len(part) / len(x))
+                    loss = loss_of(forward(runner, part, execution, device), wanted_part)
+                    loss = loss * share_of(wanted_part, targets, weights)
                     scaler.scale(loss).backward()
                     total += loss.detach()
                 break
@@ -159,7 +174,8 @@ def train(
                     raise UserError(
                         f"out of memory with batches of {len(x)}, which BatchNorm learns from as a whole; use a smaller batch_size"
                     ) from None
-                execution = halve(execution._replace(micro_batch=min(execution.micro_batch, len(x))), device, note)
+            # Behind the exception, whose trace holds on to what filled the memory.
+            execution = halve(execution._replace(micro_batch=min(execution.micro_batch, len(x))), device, note)
         if settings.clip_norm:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
@@ -167,7 +183,7 @@ def train(
         scaler.update()
         return total
 
-    if settings.rate_test and not checkpoint_exists(checkpoints):
+    if settings.rate_test and not restored:
         todo = todo._replace(learning_rate=find_rate(network, optimizer, todo, images, train_step, generator, note))
         optimizer = make_optimizer(network, todo, settings, steps)
 
@@ -179,13 +195,10 @@ def train(
     shelf: list[tuple[int, dict[str, float], State]] = []  # for the soup: the best epochs, the best first
     order, loss_sum = torch.zeros(0, dtype=torch.long), torch.zeros((), device=device)
 
-    restored = checkpoint.load(checkpoints, note) if checkpoints else None
     if restored:
         tensors, facts = restored
         at, history, best_metrics = facts["at"], facts["history"], facts["best_metrics"]
         todo = todo._replace(learning_rate=facts["learning_rate"])
-        execution = Execution(*facts["execution"])
-        runner = torch.compile(network) if execution.engine == "compiled" else network
         network.load_state_dict(part_of(tensors, "network"))
         if ema:
             ema.module.load_state_dict(part_of(tensors, "ema"))
@@ -228,7 +241,10 @@ def train(
             "shelf": [(e, m) for e, m, _ in shelf],
             **random_facts,
         }
-        checkpoint.save(checkpoints, int(at["step"]), tensors, facts)
+        try:
+            checkpoint.save(checkpoints, int(at["step"]), tensors, facts)
+        except OSError as error:  # a full disk costs the checkpoint, not the training
+            note(f"no checkpoint could be written ({error.strerror}); training goes on without")
 
     before, last_saved = at["total_seconds"], time.perf_counter()
     while at["epoch"] <= todo.epochs and not at["stopped"]:
@@ -241,7 +257,8 @@ def train(
             order = epoch_order(images.targets, classes, todo.balance, generator)
             loss_sum, at["seconds"] = torch.zeros((), device=device), 0.0
         clock = time.perf_counter()
-        for indices, pixels in images.in_order(order[at["position"] :].split(todo.batch_size)):
+        left = order[at["position"] :]  # none, where the run was stopped before it was validated
+        for indices, pixels in images.in_order(left.split(todo.batch_size) if len(left) else ()):
             if not (len(indices) == 1 and not todo.frozen_statistics):  # BatchNorm has no statistics of one example
                 set_rates(optimizer, rate_factor(settings, int(at["step"]), steps, history))
                 loss_sum = loss_sum + train_step(indices, pixels) * len(indices)
@@ -273,7 +290,8 @@ def train(
             state = {name: tensor.cpu().clone() for name, tensor in candidate.state_dict().items()}
             shelf.append((epoch, metrics, state))
             shelf = sorted(shelf, key=lambda item: rank(settings.metric, item[1]), reverse=True)[: settings.soup]
-        if better(settings.metric, metrics, best_metrics):
+        # With no validation images there is nothing to choose by: the last epoch is kept.
+        if better(settings.metric, metrics, best_metrics) or not len(val):
             best_metrics, at["best_epoch"] = metrics, epoch
             best = {name: tensor.clone() for name, tensor in candidate.state_dict().items()}
         at |= {"epoch": epoch + 1, "position": 0, "stopped": epoch - at["best_epoch"] >= settings.patience}
@@ -284,11 +302,10 @@ def train(
 
     # Averages of weights compete on validation like any epoch.
     averages: dict[str, Any] = {}
-    judge = copy.deepcopy(network)
 
     def measure_state(state: State) -> dict[str, float]:
-        judge.load_state_dict(state)
-        return validate(judge)
+        network.load_state_dict(state)
+        return validate(network)
 
     if settings.soup and len(shelf) > 1 and at["best_epoch"]:
         best, best_metrics, averages["soup"] = greedy_soup(
@@ -298,8 +315,8 @@ def train(
         on_cpu = {name: tensor.cpu() for name, tensor in best.items()}
         first = {name: tensor.cpu() for name, tensor in start.items()}
         best, best_metrics, averages["wise_ft"] = wise_ft(first, on_cpu, best_metrics, settings.metric, measure_state)
-    judge.load_state_dict(best)
-    final = validate(judge, METRICS)
+    network.load_state_dict(best)
+    final = validate(network, METRICS)
     seconds = before + time.perf_counter() - began
     return save_model(
         folder,
@@ -390,6 +407,13 @@ def make_loss(label_smoothing: float, weights: Tensor | None) -> Callable[[Tenso
     return loss_of
 
 
+def share_of(part: Tensor, targets: Tensor, weights: Tensor | None) -> Any:
+    """Return what the mean loss of ``part`` counts in that of the whole batch: its share of the examples, or of their weights."""
+    if weights is None or targets.dtype != torch.long:
+        return len(part) / len(targets)
+    return weights[part].sum() / weights[targets].sum()
+
+
 def find_rate(
     network: Any,
     optimizer: Any,
@@ -410,6 +434,10 @@ def find_rate(
         return float(train_step(indices, images[indices]))
 
     rate, curve = range_test(step)
+    if not curve:
+        raise UserError(
+            "setting rate_test: the very first loss is no number; look at the weights, or set learning_rate"
+        )
     network.load_state_dict(before)
     note(f"learning rate {rate:.2g}: by a range test of {len(curve)} steps")
     return rate
@@ -427,10 +455,6 @@ def evaluating(optimizer: Any) -> None:
 
 
 # ---- what a checkpoint holds ---------------------------------------------------------------------------------------------------
-
-
-def checkpoint_exists(checkpoints: Path | None) -> bool:
-    return checkpoints is not None and any(checkpoints.glob("*.safetensors"))
 
 
 def part_of(tensors: State, prefix: str) -> State:

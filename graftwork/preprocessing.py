@@ -1,12 +1,15 @@
 """``--preprocess auto``: crop, squash or pad, and the resolution, chosen on validation with frozen features, at almost no cost."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from graftwork.backbones import Backbone
 from graftwork.batches import images as decoded
@@ -51,7 +54,9 @@ def choose_preprocess(
         }
         scaler = StandardScaler().fit(features["train"])
         probe = LogisticRegression(C=STRENGTH, max_iter=200, tol=1e-3)
-        probe.fit(scaler.transform(features["train"]), targets["train"])
+        with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():  # as in the baseline
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            probe.fit(scaler.transform(features["train"]), targets["train"])
         logits = np.full((len(targets["val"]), len(dataset.classes)), -30.0, np.float32)
         scores = probe.decision_function(scaler.transform(features["val"]))
         scores = np.stack([-scores, scores], 1) / 2 if scores.ndim == 1 else scores

@@ -38,7 +38,9 @@ class ExecutionSettings(Settings):
         default=0, ge=0, le=1024, description="of the CPU; 0: chosen, at most the cores that a container may use"
     )
     plan_seconds: float = Field(
-        default=60.0, ge=0, description="most that timing may take, and 15 % of the work at most; 0: nothing is timed"
+        default=60.0,
+        ge=0,
+        description="most that timing may take, and a quarter of the work at most; 0: nothing is timed",
     )
 
 
@@ -114,7 +116,7 @@ class FineTuneSettings(ExecutionSettings):
     weight_decay: float = Field(0.05, ge=0)
     clip_norm: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: any")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    mixup: float = Field(-1.0, ge=-1, description="alpha of mixup; 0: none; -1: 0.1 from 20,000 labels on")
+    mixup: float = Field(-1.0, ge=-1, description="alpha of mixup; 0: none; below 0: 0.1 from 20,000 labels on")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; 0: none")
     balance: Literal["auto", "none", "sampling", "weights"] = Field(
         "auto", description="of classes; auto: sampling where the metric weighs them alike and they are not"

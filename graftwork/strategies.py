@@ -77,7 +77,8 @@ def choose_strategy(examples: int, classes: int) -> str:
     Fine-tuning beats frozen features on most datasets and least on the smallest (Kornblith et al. 2019, "Do better ImageNet models
     transfer better?"). The lowest layers are the most general (Yosinski et al. 2014, "How transferable are features in deep neural
     networks?") and, where images are largest, the dearest: measured on Fashion-MNIST with 1,000 labels, leaving the lowest 40 % alone
-    takes two thirds of the time (53 s against 79 s) at no loss (0.872 against 0.864, within noise).
+    takes two thirds of the time (53 s against 79 s). In accuracy, one seed could not tell them apart: 0.872 against 0.864 on 2,000 test
+    images, 0.860 against 0.884 on 250 validation images.
     """
     return "head" if examples < 5 * classes else "last-blocks" if examples <= 10_000 else "full"
 
@@ -86,7 +87,7 @@ def choose_epochs(examples: int) -> int:
     """About 6,000 images seen: many passes over a small set, few over a large one, within 3 to 20.
 
     What a schedule needs is a number of steps, not of epochs (Kolesnikov et al. 2020, BiT-HyperRule). Measured on Fashion-MNIST with
-    1,000 labels, from a probe's head: six epochs gain 3.5 points over the probe, ten gain four.
+    1,000 labels, from a probe's head, one draw at batches of 64: six epochs gain 3.5 points over the probe, ten gain four.
     """
     return max(3, min(20, round(6000 / max(examples, 1))))
 

@@ -1,6 +1,9 @@
 """Fixtures that several tests share: a small real dataset and a small network with weights in a local file."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,10 +14,15 @@ for _name in (
     "MLFLOW_RUN_ID",
     "MLFLOW_EXPERIMENT_NAME",
     "GRAFTWORK_JOURNALS",
+    "GRAFTWORK_CHECKPOINTS",
+    "GRAFTWORK_BUILD",
     "GRAFTWORK_IMAGE",
 ):
     os.environ.pop(_name, None)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: two workers share two cores
+# What was measured on this machine for real runs must neither decide over a test nor be overwritten by one.
+os.environ["GRAFTWORK_CACHE"] = tempfile.mkdtemp(prefix="graftwork-tests-")
+atexit.register(shutil.rmtree, os.environ["GRAFTWORK_CACHE"], ignore_errors=True)
 TINY = "test_resnet.r160_in1k"  # timm's own network for tests: 0.5 million parameters, BatchNorm, a real head
 
 
@@ -28,6 +36,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("data") / "digits"
     ingest(IngestSettings(data="digits", train_per_class=24, test_per_class=15), folder)
     return open_dataset(folder)
+
+
+@pytest.fixture(scope="session")
+def few(dataset):
+    """80 of the digits to train and 20 to validate: five steps of 16 an epoch."""
+    import pyarrow as pa
+
+    train, val = dataset.split("train"), dataset.split("val")
+    rows = [train.take(list(range(0, 240, 3))), val.take(list(range(0, 60, 3)))]
+    return dataset._replace(manifest=pa.concat_tables(rows))
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +73,7 @@ def baseline(dataset, weights, tmp_path_factory: pytest.TempPathFactory) -> Path
     from graftwork.settings import FeatureSettings
 
     folder = tmp_path_factory.mktemp("baseline")
-    settings = FeatureSettings(backbone=TINY, weights=str(weights), image_size=32, flip=False, views=2)
+    settings = FeatureSettings(backbone=TINY, weights=str(weights), image_size=32, flip=False, views=2, plan_seconds=0)
     extract_features(dataset, settings, folder / "embeddings")
     train_baseline(folder / "embeddings", folder / "model")
     return folder / "model"
@@ -68,5 +86,5 @@ def tuned(dataset, baseline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from graftwork.settings import FineTuneSettings
 
     folder = tmp_path_factory.mktemp("tuned") / "model"
-    fine_tune(dataset, baseline, FineTuneSettings(epochs=2, flip=False, strategy="full"), folder)
+    fine_tune(dataset, baseline, FineTuneSettings(epochs=2, flip=False, strategy="full", plan_seconds=0), folder)
     return folder

@@ -42,7 +42,7 @@ def test_family_from_local_weights_to_prediction(name: str, dataset, tmp_path: P
     else:
         weights = tmp_path / "weights.safetensors"
         save_file({k: v.contiguous() for k, v in source.state_dict().items()}, weights)
-    settings = FeatureSettings(backbone=name, weights=str(weights), image_size=FAMILIES[name], views=1)
+    settings = FeatureSettings(backbone=name, weights=str(weights), image_size=FAMILIES[name], views=1, plan_seconds=0)
     extract_features(dataset, settings, tmp_path / "embeddings")
     info = train_baseline(tmp_path / "embeddings", tmp_path / "baseline")
 
@@ -58,7 +58,7 @@ def test_family_from_local_weights_to_prediction(name: str, dataset, tmp_path: P
     logits = torch.from_numpy(features) @ state[f"{head}.weight"].flatten(1).T + state[f"{head}.bias"]
     np.testing.assert_allclose(predict(baseline, images), torch.softmax(logits, 1).numpy(), atol=1e-4)
 
-    tune = FineTuneSettings(epochs=1, batch_size=240, strategy="full", flip=False, shift=0, ema_decay=0)
+    tune = FineTuneSettings(epochs=1, batch_size=240, strategy="full", flip=False, shift=0, ema_decay=0, plan_seconds=0)
     tuned = fine_tune(dataset, tmp_path / "baseline", tune, tmp_path / "tuned")
     reloaded = load_model(tmp_path / "tuned", "cpu")
     accuracy = (predict(reloaded, images).argmax(1) == images.targets.numpy()).mean()

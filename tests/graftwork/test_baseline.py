@@ -9,10 +9,11 @@ from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from graftwork.baseline import STRENGTHS, choose_strength, fit_probe, measure
+from graftwork.baseline import STRENGTHS, choose_strength, fit_probe, logits_of
 from graftwork.batches import SplitImages
 from graftwork.errors import UserError
 from graftwork.model import load_model, predict, read_info
+from graftwork.selection import METRICS, measure
 
 
 def clusters(classes: int, examples: int, seed: int = 0, spread: float = 1.0):
@@ -57,7 +58,8 @@ def test_strength_is_chosen_on_validation() -> None:
     probe, strength, curve = choose_strength(features, targets, val_features, val_targets, 4)
     best = min(curve, key=lambda point: point["val_loss"])
     assert strength == best["C"] in STRENGTHS
-    assert measure(probe, val_features, val_targets) == {k: best[k] for k in ("val_accuracy", "val_loss")}
+    found = measure(logits_of(probe, val_features), val_targets)
+    assert found == {k: best[k] for k in ("val_accuracy", "val_loss")}
     assert best["val_loss"] < curve[0]["val_loss"], "the strongest penalty is not simply taken"
 
 
@@ -70,6 +72,8 @@ def test_artifact_predicts_what_the_probe_does(dataset, baseline: Path) -> None:
     assert accuracy > 0.5
     assert accuracy >= info["selection"]["value"], "refitted on train and validation, it knows the validation examples"
     assert info["selection"]["examples"] == len(images) == 60
+    assert set(info["selection"]["val"]) == {f"val_{m}" for m in METRICS}, "the candidates are compared by any of them"
+    assert info["selection"]["val"]["val_accuracy"] == info["selection"]["value"]
     json.dumps(info, allow_nan=False)
 
 

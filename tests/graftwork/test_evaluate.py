@@ -1,6 +1,7 @@
 """Evaluation: figures that a sceptic can recompute."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from graftwork.errors import UserError
 from graftwork.evaluate import accuracy, calibration, choose, evaluate, interval, macro_f1, score
+from graftwork.selection import METRICS
 from graftwork.settings import EvaluateSettings
 
 SETTINGS = EvaluateSettings(resamples=500)
@@ -53,6 +55,40 @@ def test_choice_is_made_on_validation_and_ties_go_to_the_simpler() -> None:
     assert choose({"baseline": 0.8, "fine_tuned": 0.9}) == "fine_tuned"
     assert choose({"fine_tuned": 0.8, "baseline": 0.8}) == "baseline"
     assert choose({"scratch": 0.95, "fine_tuned": 0.9, "baseline": 0.8}) == "scratch"
+    # One more of twenty is luck, two are not; of 250, one and a half are less than a point.
+    assert choose({"baseline": 0.70, "fine_tuned": 0.75}, 20) == "baseline"
+    assert choose({"baseline": 0.70, "fine_tuned": 0.80}, 20) == "fine_tuned"
+    assert choose({"baseline": 0.844, "fine_tuned": 0.852}, 250) == "fine_tuned"
+    assert choose({"baseline": -0.51, "fine_tuned": -0.50}) == "fine_tuned", "a loss has no such margin"
+
+
+def test_choice_is_made_by_the_metric_that_she_asked_for(dataset, baseline, tuned, tmp_path: Path) -> None:
+    """Asked for the loss, or for macro F1, the candidate with the better accuracy would be registered all the same."""
+    candidates = {"baseline": baseline, "fine_tuned": tuned}
+    for metric in ("accuracy", "macro_f1", "auroc", "loss"):
+        values = {}
+        for name, path in candidates.items():
+            info = json.loads((path / "model.json").read_text())
+            # One is made the better one by this metric and the worse one by every other.
+            good, low = name == "baseline", metric == "loss"
+            info["selection"]["val"] |= {f"val_{m}": float(good != (m == metric) != (m == "loss")) for m in METRICS}
+            info["selection"]["val"][f"val_{metric}"] = float(good != low)
+            copied = tmp_path / metric / name
+            shutil.copytree(path, copied)
+            (copied / "model.json").write_text(json.dumps(info))
+            values[name] = copied
+        chosen = EvaluateSettings(resamples=100, metric=metric)
+        found = evaluate(dataset, values, chosen, tmp_path / metric / "out")
+        assert found["chosen"] == "baseline" and found["metric"] == metric
+        swapped = {"baseline": values["fine_tuned"], "fine_tuned": values["baseline"]}
+        assert evaluate(dataset, swapped, chosen, tmp_path / metric / "swapped")["chosen"] == "fine_tuned"
+
+
+def test_how_it_was_run_is_said(dataset, baseline: Path, tmp_path: Path) -> None:
+    """Figures in a lower precision than the service's would not be what she gets."""
+    said: list[str] = []
+    evaluate(dataset, {"baseline": baseline}, SETTINGS, tmp_path / "out", note=said.append)
+    assert any(line.startswith("plan: fp32") for line in said)
 
 
 def test_vectorised_statistics_equal_scikit_learns() -> None:

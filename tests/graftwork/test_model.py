@@ -100,3 +100,17 @@ def test_prediction_does_not_depend_on_the_batch(tuned: Path) -> None:
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert predict(model, []).shape == (0, 10)
     assert json.dumps(model.info)
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+@pytest.mark.parametrize("micro_batch", [3, 64])
+def test_prediction_does_not_depend_on_how_it_is_run(engine: str, micro_batch: int, tuned: Path) -> None:
+    """The figures of the evaluation must be those of the service, which runs the network in the plain way."""
+    from graftwork.execution import Execution
+
+    model = load_model(tuned, "cpu")
+    images = [np.random.default_rng(n).integers(0, 255, (32, 32, 3), dtype=np.uint8) for n in range(10)]
+    plain, done = predict(model, images), []
+    how = Execution("contiguous", "fp32", engine, micro_batch, 1)
+    np.testing.assert_allclose(predict(model, images, done.append, how), plain, atol=1e-5)
+    assert done[-1] == 10 and predict(model, [], execution=how).shape == (0, 10)

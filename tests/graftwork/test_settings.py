@@ -64,7 +64,7 @@ BAD = [
     (s.ValidateSettings, "min_per_class", 0),
     (s.ValidateSettings, "min_side", "tall"),
     (s.FeatureSettings, "image_size", 5000),
-    (s.FeatureSettings, "resize", "pad"),
+    (s.FeatureSettings, "resize", "stretch"),
     (s.FeatureSettings, "crop_pct", 0),
     (s.FeatureSettings, "interpolation", "area"),
     (s.FeatureSettings, "mean", [1.0, 2.0, 3.0, 4.0]),
@@ -72,9 +72,32 @@ BAD = [
     (s.FeatureSettings, "shift", 0.6),
     (s.FineTuneSettings, "strategy", "everything"),
     (s.FineTuneSettings, "learning_rate", float("inf")),
-    (s.FineTuneSettings, "layer_decay", 0),
+    (s.FineTuneSettings, "layer_decay", 1.01),
+    (s.FineTuneSettings, "layer_decay", -0.1),
     (s.FineTuneSettings, "warmup", 1),
     (s.FineTuneSettings, "batch_size", -1),
+    (s.FineTuneSettings, "optimizer", "adam"),
+    (s.FineTuneSettings, "schedule", "linear"),
+    (s.FineTuneSettings, "batchnorm", "yes"),
+    (s.FineTuneSettings, "balance", "classes"),
+    (s.FineTuneSettings, "metric", "f1"),
+    (s.FineTuneSettings, "mixup", -2),
+    (s.FineTuneSettings, "cutmix", -0.1),
+    (s.FineTuneSettings, "soup", 21),
+    (s.FineTuneSettings, "flip", "maybe"),
+    (s.FineTuneSettings, "flip", 1),
+    (s.FineTuneSettings, "memory_share", 1.1),
+    (s.FineTuneSettings, "checkpoint_seconds", -1),
+    (s.FineTuneSettings, "precision", "fp8"),
+    (s.FineTuneSettings, "engine", "onnx"),
+    (s.FineTuneSettings, "memory_format", "nchw"),
+    (s.FineTuneSettings, "micro_batch", -1),
+    (s.FineTuneSettings, "threads", 2000),
+    (s.FineTuneSettings, "plan_seconds", float("inf")),
+    (s.FeatureSettings, "flip", "false"),
+    (s.FeatureSettings, "preprocess", "own"),
+    (s.FeatureSettings, "views", 33),
+    (s.EvaluateSettings, "metric", "f1"),
     (s.EvaluateSettings, "confidence", 0.5),
     (s.EvaluateSettings, "resamples", 10),
     (s.RegisterSettings, "min_gain", 1.0),
@@ -99,6 +122,8 @@ def test_a_value_out_of_bounds_is_named_in_one_line(model: type[Settings], name:
         (s.ValidateSettings, {"max_broken": 0.0, "min_per_class": 1}),
         (s.FeatureSettings, {"image_size": 4096, "crop_pct": 1, "mean": [0.5], "std": [0.5, 0.5, 0.5], "shift": 0.5}),
         (s.FineTuneSettings, {"epochs": 10_000, "warmup": 0.0, "layer_decay": 1.0, "ema_decay": 0}),
+        (s.FineTuneSettings, {"layer_decay": 0.0, "mixup": -1.0, "soup": 20, "memory_share": 0.0, "plan_seconds": 0.0}),
+        (s.FeatureSettings, {"resize": "pad", "preprocess": "auto", "threads": 1024, "memory_share": 1.0, "views": 32}),
         (s.EvaluateSettings, {"confidence": 0.99, "resamples": 100}),
     ],
 )
@@ -106,6 +131,15 @@ def test_values_on_the_bounds_are_taken(model: type[Settings], values: dict[str,
     """A user would be refused what the page of settings allows."""
     found = parse(model, values).model_dump()
     assert {k: found[k] for k in values} == values
+
+
+@pytest.mark.parametrize("model", [s.FeatureSettings, s.FineTuneSettings])
+@pytest.mark.parametrize(
+    ("given", "read"), [(True, "yes"), (False, "no"), ("auto", "auto"), ("yes", "yes"), ("no", "no")]
+)
+def test_mirroring_is_a_choice_or_a_truth_value(model: type[Settings], given: object, read: str) -> None:
+    """A user's script from before, with flip=True, would fail, or mirror her digits."""
+    assert parse(model, {"flip": given}).model_dump()["flip"] == read
 
 
 def test_a_line_break_in_a_value_stays_out_of_the_message() -> None:

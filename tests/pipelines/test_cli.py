@@ -17,7 +17,7 @@ def graftwork(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["run", "compile", "predict", "compare", "ui", "settings"])
+@pytest.mark.parametrize("command", ["run", "learning-curve", "compile", "predict", "compare", "ui", "settings"])
 def test_help_is_there(command: str, tmp_path: Path) -> None:
     """Help without an example sends her to the README, help that crashes to another tool."""
     found = graftwork(command, "--help", cwd=tmp_path)
