@@ -15,7 +15,7 @@ def extract_features(
     engine: str = "auto",
     micro_batch: int = 0,
     threads: int = 0,
-    plan_seconds: float = 60.0,
+    plan_seconds: float = 120.0,
     backbone: str = "tf_efficientnet_lite0",
     weights: str = "",
     image_size: int = 0,

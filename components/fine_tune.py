@@ -17,7 +17,7 @@ def fine_tune(
     engine: str = "auto",
     micro_batch: int = 0,
     threads: int = 0,
-    plan_seconds: float = 60.0,
+    plan_seconds: float = 120.0,
     strategy: str = "auto",
     lp_ft: bool = True,
     batchnorm: str = "auto",

