@@ -38,7 +38,7 @@ class ExecutionSettings(Settings):
         default=0, ge=0, le=1024, description="of the CPU; 0: chosen, at most the cores that a container may use"
     )
     plan_seconds: float = Field(
-        default=60.0,
+        default=120.0,
         ge=0,
         description="most that timing may take, and a quarter of the work at most; 0: nothing is timed",
     )
