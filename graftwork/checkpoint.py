@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,14 +18,16 @@ from typing import Any
 
 from torch import Tensor
 
+from graftwork.errors import one_line
 from graftwork.tracking import CHECKPOINTS
 
+JOB = re.compile(r"(fine-tune|features)-[0-9a-f]{24}")  # the folders that are made here
 KEPT = 2  # of a job: the last, and the one before it, should the last be damaged
 FORGOTTEN_AFTER = 14 * 24 * 3600  # seconds after which the checkpoints of a job that never went on are removed
 
 
 @contextmanager
-def job_folder(kind: str, *made_of: Any) -> Iterator[Path | None]:
+def job_folder(kind: str, *made_of: Any, note: Callable[[str], None] = lambda message: None) -> Iterator[Path | None]:
     """Yield the folder of the job that is made of ``made_of``, locked for this process; None where there is none, or another has it.
 
     The build of the code, which the local runner names, is part of it: other code does not go on where this one stopped.
@@ -41,7 +44,9 @@ def job_folder(kind: str, *made_of: Any) -> Iterator[Path | None]:
             forget_old(Path(root), folder)
             lock = stack.enter_context((folder / "lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process that dies leaves no lock
-        except OSError:
+        except OSError as error:
+            reason = "another run is at this very job" if isinstance(error, BlockingIOError) else one_line(error)
+            note(f"no checkpoints are kept: {reason}")
             yield None
             return
         yield folder
@@ -55,6 +60,8 @@ def remove(folder: Path | None) -> None:
 
 def forget_old(root: Path, current: Path) -> None:
     for folder in root.iterdir():
+        if not JOB.fullmatch(folder.name):  # the user may keep other things here
+            continue
         with contextlib.suppress(OSError):
             if folder != current and time.time() - folder.stat().st_mtime > FORGOTTEN_AFTER:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -345,7 +345,7 @@ def search(
         return Planned(start, 0.0, 0.0, 0.0, {})
     fallback = plain(start, settings)
     key = hashlib.sha256(f"{machine(device)}|{phase}|{size}|{start}|{fallback}".encode()).hexdigest()[:24]
-    kept = read_measured().get(key, {})
+    kept = read_measured(key)
     rates: dict[str, float] = dict(kept.get("rates", {}))  # images a second
     costs: dict[str, float] = dict(kept.get("costs", {}))  # seconds of preparation
     rejected: dict[str, str] = dict(kept.get("rejected", {}))
@@ -355,6 +355,8 @@ def search(
         if not rates:
             try_start(timed, difference, start, fallback, tolerance, rates, rejected)
         best = start if str(start) in rates else fallback
+        if str(best) not in rates:  # a cache that somebody edited
+            first_guess(timed, difference, best, best, tolerance, rates, rejected)
         count = trial_size(rates[str(best)], start)
         budget = min(settings.plan_seconds, BUDGET_SHARE * examples / rates[str(best)])
         for dimension, choices in options.items():
@@ -475,7 +477,19 @@ def worth(
     return GAIN * mine < costs.get(str(best), 0.0) + examples / rates[str(best)]
 
 
-def read_measured() -> dict[str, Any]:
+def read_measured(key: str) -> dict[str, Any]:
+    """Return what was measured before; nothing where the entry is damaged: it is only a few seconds' worth."""
+    kept = read_all_measured().get(key)
+    if not isinstance(kept, dict) or not all(
+        isinstance(kept.get(part), dict) for part in ("rates", "costs", "rejected", "skipped")
+    ):
+        return {}
+    numbers = [*kept["rates"].values(), *kept["costs"].values(), *kept["skipped"].values()]
+    whole = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    return kept if whole and "plain" in kept["rates"] and all(n > 0 for n in kept["rates"].values()) else {}
+
+
+def read_all_measured() -> dict[str, Any]:
     try:
         found = json.loads(measured_file().read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
@@ -485,7 +499,7 @@ def read_measured() -> dict[str, Any]:
 
 def keep_measured(key: str, entry: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):  # a home that cannot be written costs a few seconds the next time
-        write_json(measured_file(), read_measured() | {key: entry})
+        write_json(measured_file(), read_all_measured() | {key: entry})
 
 
 def measured_file() -> Path:

@@ -60,7 +60,7 @@ def extract_features(
     """
     started = time.perf_counter()
     backbone = load_backbone(settings, len(dataset.classes))
-    with checkpoint.job_folder("features", dataset.digest, settings.model_dump(), backbone.weights) as begun:
+    with checkpoint.job_folder("features", dataset.digest, settings.model_dump(), backbone.weights, note=note) as begun:
         info = extract(dataset, settings, backbone, folder, begun, started, progress, note)
         checkpoint.remove(begun)
     return info

@@ -67,7 +67,9 @@ def fine_tune(
     where ``GRAFTWORK_CHECKPOINTS`` names a folder, checkpoints lie there.
     """
     info = read_info(baseline)
-    with checkpoint.job_folder("fine-tune", dataset.digest, info["sha256"], settings.model_dump()) as checkpoints:
+    with checkpoint.job_folder(
+        "fine-tune", dataset.digest, info["sha256"], settings.model_dump(), note=note
+    ) as checkpoints:
         found = train(dataset, baseline, info, settings, folder, checkpoints, progress, note, on_epoch)
         checkpoint.remove(checkpoints)
     return found

@@ -127,18 +127,10 @@ def run(
         "register_as": register_as,
     }
     parameters = pipeline_parameters(options, set_ or [])
-    from graftwork.sources import open_source
-
-    source = open_source(data)
-    if Path(data).expanduser().is_dir():
-        parameters["data"] = str(Path(data).expanduser().resolve())
-    if parameters["weights"] and "://" not in parameters["weights"]:
-        parameters["weights"] = local_weights(parameters["weights"])
-    parameters["source_fingerprint"] = source.fingerprint()
-    check_backbone(parameters["backbone"], output)
+    name = locate(parameters, output)
     from graftwork.pipelines.local import StepError, run_local
 
-    console.print(f"[bold]graftwork[/]  {escape(one_line(source.name))}  {escape(backbone)}", highlight=False)
+    console.print(f"[bold]graftwork[/]  {escape(one_line(name))}  {escape(backbone)}", highlight=False)
     try:
         # Bound to the stdout of now: while the pipeline runs, what prints goes to the log.
         summary = run_local(parameters, output, with_scratch_control, Console(file=sys.stdout, width=WIDTH), verbose)
@@ -173,26 +165,19 @@ def learning_curve(
 ) -> None:
     """Measure how many labels and how much time transfer saves, by training at several sizes. A stopped curve goes on where it stopped."""
     from graftwork.learning_curve import parse_numbers
-    from graftwork.sources import open_source
 
     sizes, draws = parse_numbers(per_class, "--per-class", 1), parse_numbers(seeds, "--seeds", 0)
     options = {"data": data, "backbone": backbone, "weights": weights, "image_size": image_size}
     parameters = pipeline_parameters({**options, "test_per_class": test_per_class}, set_ or [])
-    for name, instead in {"seed": "--seeds", "train_per_class": "--per-class"}.items():
-        if parameters[name]:
-            raise UserError(f"--set {name}: a learning curve has several; give them with {instead}")
+    for setting, instead in {"seed": "--seeds", "train_per_class": "--per-class"}.items():
+        if parameters[setting]:
+            raise UserError(f"--set {setting}: a learning curve has several; give them with {instead}")
     if parameters["strategy"] == "scratch":
         raise UserError("--set strategy=scratch: is trained in any case; give the strategy that fine-tunes, or none")
-    source = open_source(data)
-    if Path(data).expanduser().is_dir():
-        parameters["data"] = str(Path(data).expanduser().resolve())
-    if parameters["weights"] and "://" not in parameters["weights"]:
-        parameters["weights"] = local_weights(parameters["weights"])
-    parameters["source_fingerprint"] = source.fingerprint()
-    check_backbone(parameters["backbone"], output)
+    name = locate(parameters, output)
     from graftwork.pipelines.learning_curve import print_curve, run_curve
 
-    console.print(f"[bold]graftwork[/]  {escape(one_line(source.name))}  {escape(backbone)}", highlight=False)
+    console.print(f"[bold]graftwork[/]  {escape(one_line(name))}  {escape(backbone)}", highlight=False)
     print_curve(run_curve(parameters, sizes, draws, output, console), output, console)
 
 
@@ -400,6 +385,20 @@ def parse_value(text: str) -> Any:
             return [float(p) for p in parts] if len(parts) > 1 else text
         except ValueError:
             return text
+
+
+def locate(parameters: dict[str, Any], output: Path) -> str:
+    """Look whether the data, the weights and the backbone are there, make their places absolute, and return the data's name."""
+    from graftwork.sources import open_source
+
+    source = open_source(parameters["data"])
+    if Path(parameters["data"]).expanduser().is_dir():
+        parameters["data"] = str(Path(parameters["data"]).expanduser().resolve())
+    if parameters["weights"] and "://" not in parameters["weights"]:
+        parameters["weights"] = local_weights(parameters["weights"])
+    parameters["source_fingerprint"] = source.fingerprint()
+    check_backbone(parameters["backbone"], output)
+    return str(source.name)
 
 
 def local_weights(text: str) -> str:

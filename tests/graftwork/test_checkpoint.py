@@ -277,7 +277,7 @@ def test_without_a_folder_there_are_no_checkpoints(monkeypatch: pytest.MonkeyPat
 
 def test_what_never_went_on_is_forgotten(place: Path) -> None:
     """Her disk would fill with the checkpoints of runs that she gave up."""
-    old, new = place / "fine-tune-old", place / "fine-tune-new"
+    old, new = place / f"fine-tune-{1:024x}", place / f"features-{2:024x}"  # named as jobs are
     for folder in (old, new):
         folder.mkdir(parents=True)
         checkpoint.save(folder, 1, TENSORS, {})
@@ -286,3 +286,26 @@ def test_what_never_went_on_is_forgotten(place: Path) -> None:
     with checkpoint.job_folder("fine-tune", "x"):
         pass
     assert not old.exists() and new.exists()
+
+
+def test_only_its_own_old_folders_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pointed at a folder that holds other things too, it would delete whatever she had not touched for two weeks."""
+    monkeypatch.setenv("GRAFTWORK_CHECKPOINTS", str(tmp_path))
+    hers, old = tmp_path / "fine-tune-photos", tmp_path / f"fine-tune-{'0' * 24}"
+    for folder in (hers, old):
+        folder.mkdir()
+        (folder / "file").write_text("x", encoding="utf-8")
+        os.utime(folder, (0, 0))
+    with checkpoint.job_folder("fine-tune", "x") as folder:
+        assert folder is not None and folder.is_dir()
+    assert (hers / "file").exists() and not old.exists()
+
+
+def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """She would learn that nothing was kept only after the crash that it was for."""
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("GRAFTWORK_CHECKPOINTS", str(tmp_path / "file"))
+    said: list[str] = []
+    with checkpoint.job_folder("fine-tune", "x", note=said.append) as folder:
+        assert folder is None
+    assert len(said) == 1 and "no checkpoints are kept" in said[0] and str(tmp_path / "file") in said[0]

@@ -322,3 +322,20 @@ def test_every_name_of_the_plan_is_logged() -> None:
         execution.Planned(Execution("contiguous", "fp32", "eager", 8, 0), 0, 0, 0, {}).params("x")["plan_x_threads"]
         == 0
     )
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null", "wrong entry", "wrong rates", "no rates"])
+def test_damaged_measurements_are_measured_anew(content: str) -> None:
+    """A file in a cache that half a disk, or an editor, has spoiled would end every run with a trace."""
+    network, chosen = Net(), settings()
+    found = plan(network, chosen)
+    kept = json.loads(measured_file().read_text(encoding="utf-8"))
+    spoiled = {
+        "wrong entry": dict.fromkeys(kept, 3),
+        "wrong rates": {k: v | {"rates": {"plain": "fast"}} for k, v in kept.items()},
+        "no rates": {k: v | {"rates": {"plain": 1.0}} for k, v in kept.items()},
+    }
+    text = json.dumps(spoiled[content]) if content in spoiled else content
+    measured_file().write_text(text, encoding="utf-8")
+    again = plan(network, chosen)
+    assert again.execution._replace(threads=0) == found.execution._replace(threads=0) and again.images_per_second > 0
