@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ from graftwork.settings import ExecutionSettings
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
 GRADIENT_TOLERANCE = {"fp32": 0.03, "bf16": 0.2, "fp16": 0.2}
 GAIN = 1.05  # a candidate must be faster than this many times the incumbent: less is noise
+QUIET = 0.2  # of the cores' time that other processes may take during a trial of threads: more, and it tells of them
 FEW = 256  # images that are over before the first trial would be
 BUDGET_SHARE = 0.25  # of the phase's estimated seconds, up to the setting ``plan_seconds``
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -275,14 +277,24 @@ def plan_training(
         return torch.cat([p.grad.float().flatten().cpu() for p in trial.parameters() if p.grad is not None])
 
     reference: list[Tensor] = []
+    rounding: list[float] = []
 
     def difference(execution: Execution) -> float:
+        """Return the difference beyond the plain network's own: BatchNorm and ReLU make much of the last bit in some networks."""
         few = min(8, len(sample))
         if not reference:
-            step(plain(execution)._replace(micro_batch=few), few)
+            usual = plain(execution)._replace(micro_batch=few)
+            step(usual, few)
             reference.append(gradient())
+            weights = [p.detach().clone() for p in trial.parameters()]
+            move_by_one_bit(trial)
+            step(usual, few)
+            rounding.append(relative_difference(gradient(), reference[0]))
+            with torch.no_grad():
+                for parameter, before in zip(trial.parameters(), weights, strict=True):
+                    parameter.copy_(before)
         step(execution, few)
-        return relative_difference(gradient(), reference[0])
+        return max(0.0, relative_difference(gradient(), reference[0]) - 3 * rounding[0])
 
     options = {
         "precision": [p for p in ("fp32", "bf16", "fp16") if supported(p, device)],
@@ -296,6 +308,14 @@ def plan_training(
         name = f"training {name}, {trained} tensors, batch {len(sample)}"
         tolerance = GRADIENT_TOLERANCE
         return search(name, device, preprocess.size, start, options, settings, examples, timed, difference, tolerance)
+
+
+@torch.no_grad()
+def move_by_one_bit(network: nn.Module) -> None:
+    """Move every parameter to the next number, up or down at random."""
+    for parameter in network.parameters():
+        up = torch.rand(parameter.shape, device="cpu").to(parameter.device) < 0.5
+        parameter.copy_(torch.nextafter(parameter, torch.where(up, torch.inf, -torch.inf).to(parameter)))
 
 
 def forward(network: Any, x: Tensor, execution: Execution, device: torch.device) -> Tensor:
@@ -350,6 +370,7 @@ def search(
     costs: dict[str, float] = dict(kept.get("costs", {}))  # seconds of preparation
     rejected: dict[str, str] = dict(kept.get("rejected", {}))
     skipped: dict[str, float] = dict(kept.get("skipped", {}))  # the budget that was too small
+    busy: dict[str, str] = {}  # not kept: the next run judges
     best = start
     try:
         if not rates:
@@ -371,8 +392,13 @@ def search(
                     if time.perf_counter() - began + cost > budget or budget < 2 * skipped.get(name, 0.0):
                         skipped[name] = max(budget, skipped.get(name, 0.0))
                         continue
+                    before = processor_seconds()
                     try_one(candidate, best, count, timed, difference, tolerance, rates, costs, rejected)
                     skipped.pop(name, None)
+                    if dimension == "threads" and name in rates and others_share(before) > QUIET:
+                        # While others compute, fewer threads seem the better choice. They are not, when the others have ended.
+                        busy[name] = "not judged: other processes were using the cores"
+                        del rates[name]
                 if name in rates and worth(candidate, best, rates, costs, examples):
                     best = candidate
     except torch.OutOfMemoryError:
@@ -383,7 +409,7 @@ def search(
     if entry != kept:
         keep_measured(key, entry)
     set_threads(best)
-    reasons = rejected | {name: f"not tried within a budget of {seconds:.0f} s" for name, seconds in skipped.items()}
+    reasons = rejected | busy | {name: f"not tried within a budget of {seconds:.0f} s" for name, seconds in skipped.items()}
     return Planned(best, rates[str(best)], rates["plain"], time.perf_counter() - began, reasons)
 
 
@@ -505,6 +531,19 @@ def keep_measured(key: str, entry: dict[str, Any]) -> None:
 def measured_file() -> Path:
     cache = os.environ.get("GRAFTWORK_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "graftwork" / "execution.json"
+
+
+def processor_seconds() -> tuple[float, float, float]:
+    """Return the time, the seconds that this machine's cores were busy, and those of them that were this process's."""
+    whole, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    idle = whole.idle + getattr(whole, "iowait", 0.0)
+    return time.perf_counter(), sum(whole[:8]) - idle, own.user + own.system
+
+
+def others_share(before: tuple[float, float, float]) -> float:
+    """Return the share of the cores' time since ``before`` that other processes used, or the host took for other machines."""
+    wall, used, own = (now - then for now, then in zip(processor_seconds(), before, strict=True))
+    return max(0.0, used - own) / max(1e-3, wall * (psutil.cpu_count() or 1))
 
 
 def machine(device: torch.device) -> str:

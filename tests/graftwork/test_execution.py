@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -63,9 +66,9 @@ def plan(network: nn.Module, chosen: ExecutionSettings, examples: int = MANY, na
     return plan_inference(network, name, IMAGES, PREPROCESS, CPU, examples, chosen)
 
 
-def train_plan(network: nn.Module, chosen: ExecutionSettings, splittable: bool = True):
+def train_plan(network: nn.Module, chosen: ExecutionSettings, splittable: bool = True, name: str = "net"):
     targets = torch.arange(len(IMAGES)) % 3
-    return plan_training(network, "net", IMAGES, targets, PREPROCESS, CPU, MANY, chosen, splittable)
+    return plan_training(network, name, IMAGES, targets, PREPROCESS, CPU, MANY, chosen, splittable)
 
 
 def outputs(network: nn.Module, how: Execution) -> Tensor:
@@ -266,6 +269,44 @@ def test_cores_are_those_that_the_process_may_use() -> None:
     finally:
         os.sched_setaffinity(0, allowed)
     assert 1 <= cores() <= len(allowed)
+
+
+def test_threads_are_not_judged_while_others_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned once beside a compiler, every later run on the quiet machine would leave half its cores idle."""
+
+    def odd(y: Tensor) -> Tensor:
+        time.sleep(0.05 if torch.get_num_threads() > 1 else 0.01)
+        return y
+
+    chosen = settings(threads=0)
+    monkeypatch.setattr(execution, "cores", lambda: 2)
+    burn = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(burn) for _ in range(psutil.cpu_count())]
+    try:
+        found = plan(Net(odd=odd), chosen)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert found.execution.threads == 2 and any("other processes" in why for why in found.rejected.values())
+    monkeypatch.setattr(execution, "others_share", lambda before: 0.0)
+    assert plan(Net(odd=odd), chosen).execution.threads == 1, "the next run, on the quiet machine, judges"
+
+
+def test_a_network_that_multiplies_rounding_is_planned_like_others() -> None:
+    """A network without pretrained weights would be trained by the slower plan: its gradients move by percents with the last bit."""
+
+    class Chaotic(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            if not x.is_contiguous():
+                y = y * (1 + error)
+            return torch.sin(y * factor) / factor
+
+    factor, error = 1e6, 1e-7
+    assert not train_plan(Chaotic(), settings(memory_format="auto")).rejected
+    factor, error = 1.0, 0.5
+    assert train_plan(Chaotic(), settings(memory_format="auto"), name="wrong").execution.memory_format == "contiguous"
 
 
 @pytest.mark.parametrize("engine", ["eager", "traced"])
