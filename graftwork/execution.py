@@ -36,7 +36,7 @@ GRADIENT_TOLERANCE = {"fp32": 0.03, "bf16": 0.2, "fp16": 0.2}
 GAIN = 1.05  # a candidate must be faster than this many times the incumbent: less is noise
 QUIET = 0.2  # of the cores' time that other processes may take during a trial of threads: more, and it tells of them
 FEW = 256  # images that are over before the first trial would be
-BUDGET_SHARE = 0.25  # of the phase's estimated seconds, up to the setting ``plan_seconds``
+BUDGET_SHARE = 0.15  # of the phase's estimated seconds, up to the setting ``plan_seconds``
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Seconds that preparing an engine costs, before it was ever measured: read off two cores with EfficientNet-Lite0.
 PREPARATION = {"eager": 0.0, "traced": 1.5, "compiled": 100.0}
@@ -409,7 +409,9 @@ def search(
     if entry != kept:
         keep_measured(key, entry)
     set_threads(best)
-    reasons = rejected | busy | {name: f"not tried within a budget of {seconds:.0f} s" for name, seconds in skipped.items()}
+    reasons = (
+        rejected | busy | {name: f"not tried within a budget of {seconds:.0f} s" for name, seconds in skipped.items()}
+    )
     return Planned(best, rates[str(best)], rates["plain"], time.perf_counter() - began, reasons)
 
 
@@ -488,6 +490,8 @@ def try_one(
         for _ in range(2):
             mine.append(timed(candidate, count))
             other.append(timed(best, count))
+            if mine[0] > 1.25 * other[0]:  # no second look at a clear loser
+                break
         rates[name] = rates[str(best)] * min(other) / min(mine)
     except torch.OutOfMemoryError:
         rejected[name] = "out of memory"

@@ -20,6 +20,7 @@ from graftwork import checkpoint
 from graftwork.averaging import State, greedy_soup, wise_ft
 from graftwork.backbones import build
 from graftwork.batches import SplitImages, augment
+from graftwork.convolutions import faster_gradients
 from graftwork.dataset import Dataset
 from graftwork.errors import UserError
 from graftwork.execution import (
@@ -111,6 +112,7 @@ def train(
     flip = settings.flip == "yes" or (settings.flip == "auto" and info.get("augmentation", {}).get("flip", True))
     if not scratch:
         load_start(network, baseline, info, settings.lp_ft)
+    faster_gradients(network)
     network = network.to(device, memory_format=torch.channels_last)
     start = {name: tensor.clone() for name, tensor in network.state_dict().items()} if settings.wise_ft else {}
     freeze(network, todo.strategy, info["head"])

@@ -40,7 +40,7 @@ class ExecutionSettings(Settings):
     plan_seconds: float = Field(
         default=120.0,
         ge=0,
-        description="most that timing may take, and a quarter of the work at most; 0: nothing is timed",
+        description="most that timing may take, and a seventh of the work at most; 0: nothing is timed",
     )
 
 
