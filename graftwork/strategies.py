@@ -84,12 +84,12 @@ def choose_strategy(examples: int, classes: int) -> str:
 
 
 def choose_epochs(examples: int) -> int:
-    """About 6,000 images seen: many passes over a small set, few over a large one, within 3 to 20.
+    """About 8,000 images seen: many passes over a small set, few over a large one, within 3 to 20.
 
     What a schedule needs is a number of steps, not of epochs (Kolesnikov et al. 2020, BiT-HyperRule). Measured on Fashion-MNIST with
-    1,000 labels, from a probe's head, one draw at batches of 64: six epochs gain 3.5 points over the probe, ten gain four.
+    1,000 labels, two draws, 3,311 images that no run had seen: 0.872 and 0.864 with six epochs, 0.870 and 0.872 with eight.
     """
-    return max(3, min(20, round(6000 / max(examples, 1))))
+    return max(3, min(20, round(8000 / max(examples, 1))))
 
 
 def choose_batch_size(examples: int) -> int:

@@ -16,7 +16,7 @@ from graftwork.strategies import Plan, freeze, frozen_share, has_batchnorm, plan
     [
         ("strategy", (49, 10), "head"), ("strategy", (50, 10), "last-blocks"), ("strategy", (10_000, 10), "last-blocks"),
         ("strategy", (10_001, 10), "full"), ("strategy", (4999, 1000), "head"), ("strategy", (5000, 1000), "last-blocks"),
-        ("epochs", (1, ), 20), ("epochs", (50,), 20), ("epochs", (300,), 20), ("epochs", (1000,), 6), ("epochs", (2000,), 3),
+        ("epochs", (1, ), 20), ("epochs", (50,), 20), ("epochs", (300,), 20), ("epochs", (1000,), 8), ("epochs", (2000,), 4),
         ("epochs", (1_000_000,), 3), ("epochs", (0,), 20),
         ("batch_size", (0,), 8), ("batch_size", (20,), 8), ("batch_size", (500,), 16), ("batch_size", (1000,), 32),
         ("batch_size", (50_000,), 64),
