@@ -1,6 +1,7 @@
 """A learning curve on this machine, in one process: cells one after the other, their points carried to MLflow in the background."""
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -58,7 +59,7 @@ def run_curve(
         ) from None
     os.environ.setdefault(CHECKPOINTS, str((output / ".cache" / "checkpoints").resolve()))
     warnings.filterwarnings("ignore", message=".*deterministic.*")
-    with stoppable(), watched(console, cells) as (stage, say):
+    with only_one(cache, output), stoppable(), watched(console, cells) as (stage, say):
         notes = check_labels(parameters, cells, cache, stage)
         for note in notes:
             say(note)
@@ -119,6 +120,24 @@ def run_curve(
             raise
     curve["seconds"] = time.time() - started
     return curve
+
+
+@contextlib.contextmanager
+def only_one(cache: Path, output: Path) -> Iterator[None]:
+    """Hold the cells of this curve: two processes that measure the same would take each other's half-made files.
+
+    Raises:
+        UserError: another process has them.
+    """
+    with (cache / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process that dies leaves no lock
+        except BlockingIOError:
+            where = one_line(output)
+            raise UserError(
+                f"output {where}: the same curve is being measured there; wait for it, or give another --output"
+            ) from None
+        yield
 
 
 @contextlib.contextmanager

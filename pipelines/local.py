@@ -6,13 +6,16 @@ import io
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from rich.console import Console
 import graftwork
 from graftwork.errors import UserError, one_line
 from graftwork.files import write_json
+from graftwork.pipelines import warm
 from graftwork.pipelines.display import Display
 from graftwork.tracking import CHECKPOINTS, JOURNALS, Follower, JournalReader, dataset_input, source_tags, tracking_uri
 
@@ -136,7 +140,6 @@ def run_pipeline(parameters: dict[str, Any], folder: Path, output: Path, with_sc
 
     from graftwork.pipelines.image_classification import make_pipeline
 
-    subprocess_task_handler.replace_python_executable = use_this_python
     local.init(
         local.SubprocessRunner(use_venv=False),
         pipeline_root=str(folder / "artifacts"),
@@ -144,17 +147,47 @@ def run_pipeline(parameters: dict[str, Any], folder: Path, output: Path, with_sc
         cache_root=str((output / ".cache").resolve()),
     )
     pipeline = make_pipeline(with_scratch_control, local=True, build=build_digest())
-    try:
-        ran = pipeline(**parameters)
-    except RuntimeError as error:
-        raise StepError(why(folder / "journals", str(error))) from None
+    with warm_process() as command_for:
+        subprocess_task_handler.replace_python_executable = command_for
+        try:
+            ran = pipeline(**parameters)
+        except RuntimeError as error:
+            raise StepError(why(folder / "journals", str(error))) from None
     return {name: Path(artifact.uri) for name, artifact in ran.outputs.items()}
 
 
-def use_this_python(command: list[str], python: str) -> list[str]:
-    """Name this interpreter in a step's command. kfp's own does so in the parameters too, and breaks every path that holds "python3"."""
-    script = [word.replace("python3", python) if n < 3 else word for n, word in enumerate(command)]
-    return script
+@contextlib.contextmanager
+def warm_process() -> Iterator[Callable[[list[str], str], list[str]]]:
+    """Yield what turns a step's command into this machine's, and have later steps forked from a process that has imported already.
+
+    That process is started with the step that ingests: where its result is reused, so are most others, and importing would be in vain.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="graftwork-") as folder:
+        address = f"{folder}/steps"
+
+        def command_for(command: list[str], python: str) -> list[str]:
+            if started:
+                words = [python, "-I", "-S", warm.__file__, "ask", address]
+            else:
+                words = [python]
+                if "ingest_data" in command and sys.platform == "linux":
+                    serve = [python, "-m", warm.__name__, "serve", address]
+                    null = subprocess.DEVNULL
+                    started.append(subprocess.Popen(serve, stdin=subprocess.PIPE, stdout=null, stderr=null))
+            return use_python(command, shlex.join(words))
+
+        try:
+            yield command_for
+        finally:
+            for process in started:
+                process.kill()
+                process.communicate()
+
+
+def use_python(command: list[str], python: str) -> list[str]:
+    """Name ``python`` in a step's command. kfp's own does so in the parameters too, and breaks every path that holds "python3"."""
+    return [word.replace("python3", python) if n < 3 else word for n, word in enumerate(command)]
 
 
 def why(journals: Path, otherwise: str) -> str:

@@ -11,7 +11,7 @@ from graftwork.tracking import Journal
 def test_paths_that_hold_python3_survive() -> None:
     """kfp's own runner turns ~/python3-course into a path that does not exist."""
     command = ["sh", "-c", "python3 -m kfp.dsl.executor_main", "--executor_input", '{"data": "/home/u/python3-course"}']
-    assert local.use_this_python(command, "/v/bin/python") == [
+    assert local.use_python(command, "/v/bin/python") == [
         "sh",
         "-c",
         "/v/bin/python -m kfp.dsl.executor_main",
