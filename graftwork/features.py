@@ -169,7 +169,13 @@ class Rows:
 
     def read(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return the rows at ``places``, shape (len(places), D)."""
-        return np.memmap(self.path, np.float32, "r", shape=(self.count, self.width))[places]
+        found = np.empty((len(places), self.width), np.float32)
+        # Read, not mapped into memory: the kernel would map the neighbours of every row as well.
+        with self.path.open("rb") as file:
+            for row, place in zip(found, places, strict=True):
+                file.seek(4 * self.width * int(place))
+                row[:] = np.fromfile(file, np.float32, self.width)
+        return found
 
     def finish(self, path: Path, shape: tuple[int, int, int]) -> None:
         self.cut(shape[0] * shape[1])
