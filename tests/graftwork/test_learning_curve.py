@@ -32,7 +32,7 @@ from graftwork.learning_curve import (
     times,
 )
 from graftwork.pipelines.cli import pipeline_parameters
-from graftwork.pipelines.learning_curve import run_curve
+from graftwork.pipelines.learning_curve import only_one, run_curve
 
 SCRATCH = [(10, 0.5, 10.0), (100, 0.8, 100.0)]
 
@@ -280,6 +280,18 @@ def test_an_interrupted_curve_goes_on_where_it_stopped(
     assert [t[1] for t in trainings[4:]] == [60, 60], "a size that is added later is the only one trained"
     assert again["measured_now"] == 1 and shown.count("reused") == 6
     assert not list((tmp_path / ".cache").rglob("*.work")), "models of finished cells are not kept"
+
+
+def test_the_same_curve_is_measured_by_one_process_at_a_time(tmp_path: Path) -> None:
+    """A curve started twice by mistake would end hours later, with an error about files that the other had moved."""
+    with (
+        only_one(tmp_path, tmp_path / "runs"),
+        pytest.raises(UserError, match=r"being measured there; wait for it, or give another --output"),
+        only_one(tmp_path, Path("runs")),
+    ):
+        pass
+    with only_one(tmp_path, tmp_path / "runs"):
+        pass
 
 
 def test_other_settings_data_or_code_share_no_points(weights: Path, tmp_path: Path) -> None:
