@@ -14,20 +14,24 @@ def ingest_data(
     test_per_class: int = 0,
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
+    split_by: str = "content",
     max_pixels: int = 100000000,
+    max_side: int = 1024,
     seed: int = 0,
 ) -> str:
-    """Packs labelled images into manifest.parquet and WebDataset shards, with stable stratified splits.
+    """Packs labelled images into manifest.parquet and uncompressed shards, with stable stratified splits.
 
     Args:
         dataset: The packed examples.
-        data: Folder (CLASS/*.jpg or train|val|test/CLASS/*.jpg) or named dataset (fashion-mnist, digits).
+        data: Folder (CLASS/*.jpg or train|val|test/CLASS/*.jpg), manifest (.csv, .parquet), archive, s3:// URI or named dataset.
         source_fingerprint: What the source looked like; a new value packs it again.
         train_per_class: Examples a class for training, with validation in proportion; 0 takes all.
         test_per_class: Examples a class for the test; 0 takes all.
         val_fraction: Share cut out for validation where the source has none of its own.
         test_fraction: Share cut out for the test where the source has none of its own.
+        split_by: What splits are cut by: content (or group), or time.
         max_pixels: A larger image counts as broken.
+        max_side: An image whose shorter side is longer is scaled down once; 0 scales none.
         seed: Fixes the splits and the choice of examples.
 
     Returns:
@@ -43,7 +47,9 @@ def ingest_data(
         test_per_class=test_per_class,
         val_fraction=val_fraction,
         test_fraction=test_fraction,
+        split_by=split_by,
         max_pixels=max_pixels,
+        max_side=max_side,
         seed=seed,
     )
     dataset.metadata["digest"] = digest

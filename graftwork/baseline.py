@@ -50,25 +50,27 @@ def train_baseline(embeddings: Path, folder: Path) -> dict[str, Any]:
     info = json.loads((embeddings / "embeddings.json").read_text(encoding="utf-8"))
     features = {split: np.load(embeddings / f"features-{split}.npy", allow_pickle=False) for split in ("train", "val")}
     position = {c: n for n, c in enumerate(info["classes"])}
+    index = {split: pq.read_table(embeddings / f"index-{split}.parquet") for split in ("train", "val")}
     targets = {
-        split: np.array(
-            [position[label] for label in pq.read_table(embeddings / f"index-{split}.parquet")["label"].to_pylist()],
-            dtype=np.int64,
-        )
-        for split in ("train", "val")
+        split: np.array([position[label] for label in rows["label"].to_pylist()], dtype=np.int64)
+        for split, rows in index.items()
     }
+    # Of a mean of 1: the penalty's strength means the same whatever the scale of the weights.
+    weights = {split: rows["weight"].to_numpy() for split, rows in index.items()}
+    weights = {split: w / w.mean() if len(w) else w for split, w in weights.items()}
     views = len(features["train"])
     flat = {
         split: array.reshape(-1, array.shape[-1]) for split, array in features.items()
     }  # every view is an example to learn from
     repeated = {split: np.tile(targets[split], views) for split in targets}
+    counted = {split: np.tile(weights[split], views) for split in targets}
     # The penalty is weighed against a sum over the examples: V views of each want a V-th of what one view wants. One view is enough
     # to choose it, in a sixth of the time.
     _, single, curve = choose_strength(
-        features["train"][0], targets["train"], features["val"][0], targets["val"], len(position)
+        features["train"][0], targets["train"], features["val"][0], targets["val"], len(position), weights["train"]
     )
     strength = single / views
-    probe, _ = fit_probe(flat["train"], repeated["train"], strength, len(position))
+    probe, _ = fit_probe(flat["train"], repeated["train"], strength, len(position), weights=counted["train"])
     final = probe
     if len(targets["val"]):
         final, _ = fit_probe(
@@ -76,6 +78,7 @@ def train_baseline(embeddings: Path, folder: Path) -> dict[str, Any]:
             np.concatenate([repeated["train"], repeated["val"]]),
             strength,
             len(position),
+            weights=np.concatenate([counted["train"], counted["val"]]),
         )
     found = measure(logits_of(probe, features["val"][0]), targets["val"], METRICS)
     source = embeddings / "backbone"
@@ -104,7 +107,12 @@ def train_baseline(embeddings: Path, folder: Path) -> dict[str, Any]:
 
 
 def choose_strength(
-    features: Floats, targets: Ints, val_features: Floats, val_targets: Ints, classes: int
+    features: Floats,
+    targets: Ints,
+    val_features: Floats,
+    val_targets: Ints,
+    classes: int,
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> tuple[Probe, float, list[dict[str, float]]]:
     """Fit a probe at every strength; return the one with the smallest validation loss, its strength, and the curve.
 
@@ -120,16 +128,24 @@ def choose_strength(
             and curve[-1]["val_loss"] > curve[-2]["val_loss"] > curve[-3]["val_loss"]
         ):
             break  # the loss over the strength has one valley, and the weak penalties beyond it are the slow ones
-        probe, model = fit_probe(features, targets, strength, classes, model)
+        probe, model = fit_probe(features, targets, strength, classes, model, weights)
         probes.append(probe)
         curve.append({"C": strength, **measure(logits_of(probe, val_features), val_targets)})
     best = min(range(len(curve)), key=lambda n: curve[n]["val_loss"]) if len(val_targets) else len(curve) // 2
     return probes[best], STRENGTHS[best], curve
 
 
-def fit_probe(features: Floats, targets: Ints, strength: float, classes: int, start: Any = None) -> tuple[Probe, Any]:
+def fit_probe(
+    features: Floats,
+    targets: Ints,
+    strength: float,
+    classes: int,
+    start: Any = None,
+    weights: npt.NDArray[np.float64] | None = None,
+) -> tuple[Probe, Any]:
     """Fit a multinomial logistic regression on standardised features and fold the standardisation into its weights.
 
+    ``weights`` (N,), of a mean of 1, are those of the examples. Standardisation takes them all alike.
     Returns scikit-learn's model as well: given as ``start``, the next strength begins where this one ended, in half the steps.
     """
     from sklearn.exceptions import ConvergenceWarning
@@ -147,7 +163,9 @@ def fit_probe(features: Floats, targets: Ints, strength: float, classes: int, st
         # Weak penalties need many steps; an unfinished one competes on validation as it is.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = start if start is not None else LogisticRegression(max_iter=300, tol=1e-3, warm_start=True)
-        fitted.set_params(C=strength).fit((features - mean) / std, targets)
+        fitted.set_params(C=strength).fit(
+            (features - mean) / std, targets, sample_weight=None if weights is None or (weights == 1).all() else weights
+        )
     coefficients, intercept = fitted.coef_, fitted.intercept_
     if (
         len(seen) == 2

@@ -11,7 +11,7 @@ import torch
 
 from graftwork.dataset import Dataset
 from graftwork.images import Array, Preprocess, decode, fit
-from graftwork.ingest import bounded_map
+from graftwork.parallel import bounded_map
 
 MEMORY_SHARE = 0.3  # of the memory that is free now
 Progress = Callable[[int, int], None]
@@ -41,6 +41,8 @@ class SplitImages:
         self.dataset, self.preprocess = dataset, preprocess
         self.rows = dataset.split(split)
         self.targets = torch.from_numpy(dataset.targets(self.rows))
+        weights = torch.from_numpy(self.rows["weight"].to_numpy().copy())
+        self.weights = None if not len(weights) or (weights == weights[0]).all() else weights  # None: all count alike
         shape = (len(self.rows), preprocess.size, preprocess.size, 3)
         self.held: npt.NDArray[np.uint8] | None = None
         if np.prod(shape, dtype=np.int64) <= memory_share * psutil.virtual_memory().available:

@@ -1,9 +1,10 @@
-"""The Dataset artifact: ``manifest.parquet``, a row an example; ``shards/SPLIT-NNNNN.tar``, the examples, uncompressed (WebDataset);
-``dataset.json``, what it is."""
+"""The Dataset artifact: ``manifest.parquet``, a row an example; ``shards/*.tar``, the contents, uncompressed, each once, under the first twenty
+digits of its SHA-256; ``signatures.parquet``, what they look like; ``dataset.json``, what it is."""
 
 import contextlib
 import hashlib
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from graftwork.errors import UserError, one_line
 
-FORMAT = "graftwork-dataset/1"
+FORMAT = "graftwork-dataset/2"
 SPLITS = ("train", "val", "test")
 OPEN_SHARDS = 32
 SCHEMA = pa.schema(
@@ -31,7 +32,11 @@ SCHEMA = pa.schema(
         ("bytes", pa.int64()),
         ("shard", pa.string()),  # file name under shards/
         ("offset", pa.int64()),  # of the example in its shard, in bytes: one read at a known place
-        ("length", pa.int64()),
+        ("length", pa.int64()),  # in the shard; other than ``bytes``, the source's, where the image was scaled down
+        ("group", pa.string()),  # "": of none
+        ("time", pa.string()),  # ISO 8601; "": unknown
+        ("weight", pa.float64()),  # in training
+        ("signature", pa.int32()),  # row in ``signatures.parquet``
     ]
 )
 
@@ -59,6 +64,20 @@ class Dataset(NamedTuple):
         """Return the labels of ``rows`` as positions in ``classes``, shape (N,)."""
         found = pa.compute.index_in(rows["label"], value_set=pa.array(self.classes))
         return found.to_numpy().astype(np.int64)
+
+    def signatures(self, columns: list[str] | None = None) -> pa.Table:
+        """Return what the examples look like, a row an example in the manifest's order; columns as ``graftwork.packing.SIGNATURE``.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        try:
+            table = pq.read_table(self.folder / "signatures.parquet", columns=columns)
+            return table.take(self.manifest["signature"])
+        except (OSError, pa.ArrowInvalid, pa.ArrowIndexError) as error:
+            raise UserError(
+                f"dataset {one_line(self.folder)}: its signatures cannot be read ({one_line(error)}); run ingest_data again"
+            ) from None
 
     def read(self, rows: pa.Table) -> Iterator[bytes]:
         """Yield the encoded examples of ``rows``, one positioned read each; shards stay open, since rows may be in any order."""
@@ -114,3 +133,56 @@ def dataset_digest(rows: Iterable[tuple[str, str, str]]) -> str:
     for row in sorted(rows):
         digest.update("\0".join(row).encode() + b"\n")
     return digest.hexdigest()[:32]
+
+
+CHANGES = ("before", "after", "added", "removed", "from_splits", "to_splits", "from_labels", "to_labels")
+
+
+def difference(before: Dataset, after: Dataset) -> dict[str, Any]:
+    """Return what changed between two datasets, JSON-ready: rows by label and split with ``CHANGES``, and totals.
+
+    Examples are told apart by their contents: one that is renamed is the same one. One that changed both label and split counts as relabelled.
+    """
+    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    total: Counter[str] = Counter({"added": 0, "removed": 0, "moved": 0, "relabelled": 0, "kept": 0})
+    sides = []
+    for data, name in ((before, "before"), (after, "after")):
+        held: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+        columns = (data.manifest[k].to_pylist() for k in ("sha256", "label", "split"))
+        for sha256, label, split in zip(*columns, strict=True):
+            held[sha256][label, split] += 1
+            counts[label, split][name] += 1
+        sides.append(held)
+    old, new = sides
+    for sha256 in old.keys() | new.keys():
+        mine, theirs = old.get(sha256, Counter()), new.get(sha256, Counter())
+        total["kept"] += (mine & theirs).total()
+        gone, come = sorted((mine - theirs).elements()), sorted((theirs - mine).elements())
+        # Those that kept their label, first: they moved to another split.
+        for same_label in (True, False):
+            for place in list(gone):
+                match = next((p for p in come if (p[0] == place[0]) is same_label), None)
+                if match is None:
+                    continue
+                gone.remove(place)
+                come.remove(match)
+                total["moved" if same_label else "relabelled"] += 1
+                counts[place]["to_splits" if same_label else "to_labels"] += 1
+                counts[match]["from_splits" if same_label else "from_labels"] += 1
+        for place in gone:
+            counts[place]["removed"] += 1
+        for place in come:
+            counts[place]["added"] += 1
+        total["removed"] += len(gone)
+        total["added"] += len(come)
+    rows = [
+        {"label": label, "split": split, **{k: counts[label, split][k] for k in CHANGES}}
+        for label, split in sorted(counts, key=lambda place: (place[0], SPLITS.index(place[1])))
+        if any(counts[label, split][k] for k in CHANGES[2:])
+    ]
+    return {
+        "rows": rows,
+        "total": dict(total),
+        "classes_added": sorted(set(after.classes) - set(before.classes)),
+        "classes_removed": sorted(set(before.classes) - set(after.classes)),
+    }

@@ -55,7 +55,7 @@ def extract_features(
     """Write the Embeddings artifact; return its ``embeddings.json``.
 
     ``features-SPLIT.npy``: float32 (V, N, D), what the network gives to its head, for V views of each image, the first as it
-    is; ``index-SPLIT.parquet``: id and label, a row each; ``backbone/``: a Model artifact, the pretrained network with a zero
+    is; ``index-SPLIT.parquet``: id, label and weight, a row each; ``backbone/``: a Model artifact, the pretrained network with a zero
     head, so that no later step looks for weights again.
     """
     started = time.perf_counter()
@@ -122,7 +122,7 @@ def extract(
         for split, images in splits.items():
             width = writers[split].width or writers["train"].width  # a split may be empty
             writers[split].finish(partial / f"features-{split}.npy", (views, len(images), width))
-            pq.write_table(images.rows.select(["id", "label"]), partial / f"index-{split}.parquet")
+            pq.write_table(images.rows.select(["id", "label", "weight"]), partial / f"index-{split}.parquet")
         info = {
             "backbone": settings.backbone,
             "backbone_args": backbone.args,

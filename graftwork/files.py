@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+STORE = (
+    "GRAFTWORK_STORE"  # environment variable: the folder of packs that ingests share; without it, each packs everything
+)
+
 
 @contextmanager
 def finished_folder(path: Path) -> Iterator[Path]:

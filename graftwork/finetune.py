@@ -258,7 +258,7 @@ def train(
         set_training_mode(network, todo.frozen_statistics)
         training(optimizer)
         if not len(order):
-            order = epoch_order(images.targets, classes, todo.balance, generator)
+            order = epoch_order(images.targets, classes, todo.balance, generator, images.weights)
             loss_sum, at["seconds"] = torch.zeros((), device=device), 0.0
         clock = time.perf_counter()
         left = order[at["position"] :]  # none, where the run was stopped before it was validated

@@ -1,8 +1,10 @@
 """One image: from bytes to the uint8 array that a network takes. Training, evaluation and service all call these two functions."""
 
+import contextlib
 import io
+import threading
 import warnings
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,17 @@ INTERPOLATION = {
 
 class BrokenImageError(Exception):
     """The bytes are not an image that can be used; the text is the reason, in a few words."""
+
+
+class Examined(NamedTuple):
+    """What one look at an encoded image tells."""
+
+    width: int  # pixels, upright
+    height: int
+    mode: str  # Pillow's, as found
+    small: Image.Image  # RGB, upright; of at least ``look`` pixels a side where the image has them
+    scaled: bytes | None  # encoded anew, where the image was larger than the bound
+    suffix: str  # of ``scaled``
 
 
 class Preprocess(BaseModel):
@@ -45,10 +58,7 @@ def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
     """
     if not data:
         raise BrokenImageError("zero bytes")
-    # Ours reads the size from the header, before a pixel is unpacked.
-    # What Pillow opens inside a container (a PNG in an icon) only Pillow's guard sees; it raises above twice this number.
-    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    guard(max_pixels)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as opened:
             if opened.width * opened.height > max_pixels:
@@ -62,9 +72,75 @@ def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
     except (
         Exception
     ) as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error, ... on hostile bytes
-        text = str(error) or type(error).__name__
-        reason = "not an image" if "cannot identify" in text else "cut off" if "truncated" in text else text
-        raise BrokenImageError(reason) from error
+        raise broken(error) from error
+
+
+LARGE = threading.Lock()  # images of so many pixels are decoded one at a time, whatever the number of threads
+LARGE_PIXELS = 16_000_000
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF
+
+
+def examine(data: bytes, max_pixels: int = 100_000_000, max_side: int = 0, look: int = 64) -> Examined:
+    """Decode all of ``data``, since a header tells nothing of a file that was cut off, and say what it holds.
+
+    A JPEG is decoded at a fraction of its size, which still reads every coefficient. An image whose shorter side exceeds ``max_side`` pixels
+    (0: any may) is scaled down to that, and encoded anew: a JPEG as JPEG of quality 95, others as PNG.
+
+    Raises:
+        BrokenImageError: as ``decode``.
+    """
+    if not data:
+        raise BrokenImageError("zero bytes")
+    guard(max_pixels)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            pixels, mode = opened.width * opened.height, opened.mode
+            if pixels > max_pixels:
+                raise BrokenImageError(f"{opened.width} x {opened.height} pixels, more than {max_pixels:,}")
+            width, height = opened.size
+            if opened.getexif().get(ORIENTATION) in SIDEWAYS:
+                width, height = height, width
+            large = bool(max_side) and min(width, height) > max_side
+            jpeg = opened.format in ("JPEG", "MPO")
+            if jpeg and mode in ("L", "RGB"):
+                side = max_side if large else look
+                ratio = side / min(width, height)
+                opened.draft(mode, (max(1, int(opened.width * ratio)), max(1, int(opened.height * ratio))))
+            with LARGE if pixels > LARGE_PIXELS else contextlib.nullcontext():
+                opened.load()
+                image = to_rgb(ImageOps.exif_transpose(opened))
+            if not large:
+                return Examined(width, height, mode, image, None, "")
+            ratio = max_side / min(width, height)
+            image = image.resize(
+                (round(width * ratio), round(height * ratio)), Image.Resampling.LANCZOS, reducing_gap=3.0
+            )
+            buffer = io.BytesIO()
+            if jpeg:
+                image.save(buffer, "JPEG", quality=95)
+            else:
+                image.save(buffer, "PNG", compress_level=1)
+            return Examined(width, height, mode, image, buffer.getvalue(), ".jpg" if jpeg else ".png")
+    except BrokenImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BrokenImageError(f"more than {max_pixels:,} pixels") from error
+    except Exception as error:  # as in decode
+        raise broken(error) from error
+
+
+def guard(max_pixels: int) -> None:
+    """Set Pillow's own guards. Ours reads the size from the header, before a pixel is unpacked.
+
+    What Pillow opens inside a container (a PNG in an icon) only Pillow's guard sees; it raises above twice this number.
+    """
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+def broken(error: Exception) -> BrokenImageError:
+    text = str(error) or type(error).__name__
+    return BrokenImageError("not an image" if "cannot identify" in text else "cut off" if "truncated" in text else text)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,95 +1,71 @@
-"""Ingest: hash and decode every example of a source, give each its split, and pack what can be used into a Dataset artifact."""
+"""Ingest: read every example of a source once, give each its split, and leave what can be used as a Dataset artifact."""
 
 import hashlib
-import io
-import os
-import tarfile
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Set
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from sys import intern
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from graftwork import __version__
-from graftwork.dataset import SCHEMA, SPLITS, dataset_digest
+from graftwork.dataset import FORMAT, SCHEMA, SPLITS, dataset_digest
 from graftwork.errors import UserError, one_line
 from graftwork.files import finished_folder, write_json
-from graftwork.images import BrokenImageError, decode
+from graftwork.packing import Packed, Packer, why
+from graftwork.parallel import bounded_map
 from graftwork.settings import IngestSettings
-from graftwork.sources import DataSource, Record, content_hash, open_source, read_bytes
+from graftwork.sources import open_source
+from graftwork.sources.record import DataSource, Record
+from graftwork.splits import Labelled, assign_splits, limit_per_class
 
-SHARD_BYTES = 64 * 2**20
-WORKERS = os.cpu_count() or 1  # threads: hashing, decoding and file reads all leave Python's lock
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
-R = TypeVar("R")
-
-
-class Example(NamedTuple):
-    """A record that was read and decoded; ``sha256`` of its contents."""
-
-    record: Record
-    split: str
-    sha256: str
-    width: int
-    height: int
-    mode: str
 
 
 def ingest(settings: IngestSettings, folder: Path, progress: Progress = lambda done, total: None) -> dict[str, Any]:
     """Pack the source ``settings.data`` into a Dataset artifact at ``folder``; return its ``dataset.json``.
 
+    Where all is wanted, each example is read once. Where ``train_per_class`` or ``test_per_class`` limits it, all are hashed first, since the
+    hash decides which are taken, and only those are decoded and packed.
+
     Raises:
         UserError: the source cannot be read, or holds nothing that can be learned from.
     """
     source = open_source(settings.data)
-    records, hashes, broken = hash_contents(source)
-    splits = assign_splits(records, hashes, settings)
-    results: dict[int, Example | dict[str, str]] = {}
-    while True:
-        usable = [n for n in range(len(records)) if not isinstance(results.get(n), dict)]
-        chosen = limit_per_class(records, hashes, splits, settings, usable)
-        new = [n for n in chosen if n not in results]
-        if not new:
-            break
-        total = len(results) + len(new)
-        for n, result in zip(
-            new, bounded_map(lambda n: inspect(records[n], splits[n], hashes[n], settings.max_pixels), new), strict=True
-        ):
-            results[n] = result
-            progress(len(results), total)
-    examples = [r for n in chosen if isinstance(r := results[n], Example)]
-    broken += [r for _, r in sorted(results.items()) if isinstance(r, dict)]
-    if not examples:
-        first = f"{one_line(broken[0]['source'])}: {broken[0]['reason']}" if broken else "nothing was left"
-        raise UserError(
-            f"data {one_line(settings.data)}: none of its {len(broken)} images can be decoded ({first}); give images that a viewer opens"
-        )
-    classes = sorted({r.label for r in records} | {b["label"] for b in broken})
+    root = hashlib.sha256(settings.data.encode("utf-8", "surrogateescape")).hexdigest()
+    limited = bool(settings.train_per_class or settings.test_per_class)
     with finished_folder(folder) as partial:
-        (partial / "shards").mkdir()
-        rows = [
-            row
-            for shard in bounded_map(
-                lambda task: write_shard(partial / "shards", *task, classes), plan_shards(examples)
-            )
-            for row in shard
-        ]
-        rows.sort(key=lambda row: (row["split"], row["label"], row["id"]))
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial / "manifest.parquet")
-        counts = Counter((row["split"], row["label"]) for row in rows)
+        packer = Packer(root, partial / "packs", settings)
+        try:
+            found = (take_some if limited else take_all)(source, packer, settings, progress)
+            if not found.codes:
+                first = found.broken[0] if found.broken else {"source": settings.data, "reason": "nothing was left"}
+                raise UserError(
+                    f"data {one_line(settings.data)}: none of its {len(found.broken)} images can be decoded "
+                    f"({one_line(first['source'])}: {first['reason']}); give images that a viewer opens"
+                )
+            (partial / "shards").mkdir()
+            places = packer.finish(list(found.codes), partial / "shards", partial / "signatures.parquet")
+        finally:
+            packer.abandon()
+        shutil.rmtree(partial / "packs", ignore_errors=True)
+        manifest = make_manifest(found, places)
+        pq.write_table(manifest, partial / "manifest.parquet")
+        classes = sorted({*found.labels, *(b["label"] for b in found.broken)} - {""})
+        counts = Counter(zip(found.splits, found.labels, strict=True))
         info: dict[str, Any] = {
-            "format": "graftwork-dataset/1",
+            "format": FORMAT,
             "name": source.name,
             "source": settings.data,
-            "digest": dataset_digest((row["sha256"], row["label"], row["split"]) for row in rows),
+            "digest": dataset_digest(zip(found.contents, found.labels, found.splits, strict=True)),
             "classes": classes,
             "counts": {split: {c: counts[split, c] for c in classes} for split in SPLITS},
-            "broken": broken,
+            "broken": found.broken,
             "skipped": source.skipped(),
             "settings": settings.model_dump(),
             "graftwork": __version__,
@@ -98,209 +74,140 @@ def ingest(settings: IngestSettings, folder: Path, progress: Progress = lambda d
     return info
 
 
-def hash_contents(source: DataSource) -> tuple[list[Record], list[str], list[dict[str, str]]]:
-    """Read every record for its hash; what cannot be read comes back in the last list."""
-    records: list[Record] = []
-    hashes: list[str] = []
-    broken: list[dict[str, str]] = []
+class Found(NamedTuple):
+    """The examples that can be used, a position an example in every list, and those that cannot."""
 
-    def attempt(record: Record) -> str | OSError:
-        try:
-            return content_hash(record)
-        except OSError as error:
-            return error
+    keys: list[str]
+    labels: list[str]
+    splits: list[str]
+    contents: list[str]  # SHA-256
+    groups: list[str]
+    times: list[str]
+    weights: list[float]
+    codes: "array[int]"  # of ``Packer``
+    broken: list[dict[str, str]]
 
-    everything = list(source.records())
-    for record, result in zip(everything, bounded_map(attempt, everything), strict=True):
-        if isinstance(result, OSError):
-            broken.append(
-                {"source": record.key, "label": record.label, "reason": (result.strerror or str(result)).lower()}
-            )
+
+def nothing() -> Found:
+    return Found([], [], [], [], [], [], [], array("q"), [])
+
+
+def add(found: Found, record: Record, sha256: str, code: int = -1) -> None:
+    found.keys.append(record.key)
+    found.labels.append(intern(record.label))
+    found.splits.append(record.split)
+    found.contents.append(sha256)
+    found.groups.append(intern(record.group))
+    found.times.append(intern(record.time))
+    found.weights.append(record.weight)
+    found.codes.append(code)
+
+
+def labelled(found: Found) -> Labelled:
+    return Labelled(found.keys, found.labels, found.splits, found.contents, found.groups, found.times)
+
+
+def reject(record: Record, reason: str) -> dict[str, str]:
+    return {"source": record.key, "label": record.label, "reason": reason}
+
+
+def take_all(source: DataSource, packer: Packer, settings: IngestSettings, progress: Progress) -> Found:
+    """Pack everything as it is read, then assign the splits."""
+    found, total = nothing(), len(source)
+    for position, record, result in packer.pack(enumerate(source.records()), source.readers):
+        if isinstance(result, Packed):
+            add(found, record, result.sha256, result.code)
         else:
-            records.append(record)
-            hashes.append(result)
-    return records, hashes, broken
+            found.broken.append(reject(record, result))
+        progress(position + 1, total)
+    return found._replace(splits=assign_splits(labelled(found), settings))
 
 
-def position(seed: int, sha256: str) -> float:
-    """Return a number in [0, 1) that depends on the contents alone: the same example is at the same place in every run."""
-    return int.from_bytes(hashlib.sha256(f"split:{seed}:{sha256}".encode()).digest()[:8]) / 2**64
+def take_some(source: DataSource, packer: Packer, settings: IngestSettings, progress: Progress) -> Found:
+    """Hash everything, assign the splits, then pack what the limits leave; an image that cannot be decoded is replaced by the next."""
+    everything, unreadable = nothing(), []
 
-
-def assign_splits(records: list[Record], hashes: list[str], settings: IngestSettings) -> list[str]:
-    """Return the split of every record: the source's own where it has one, else cut by content hash.
-
-    A share of each class goes to each split by thresholds on the hash, so a new image never moves an old one, and equal images stay together.
-    Where a class is so small that the thresholds leave a split empty, the nearest example is taken into it.
-    With train and val alone, val is the test set and the validation part is cut from train.
-    """
-    splits = [r.split for r in records]
-    given = set(splits)
-    if given == {"train", "val"}:
-        splits = ["test" if s == "val" else s for s in splits]
-        given = {"train", "test"}
-    if "" in given or "train" in given:
-        cut_test = "test" not in given
-        cut_val = "val" not in given
-        members: dict[str, list[int]] = defaultdict(list)
-        for n, record in enumerate(records):
-            if splits[n] in ("", "train"):
-                members[record.label].append(n)
-        labels_of: dict[str, set[str]] = defaultdict(set)
-        for n, record in enumerate(records):
-            labels_of[hashes[n]].add(record.label)
-        for group in members.values():
-            at = {n: position(settings.seed, hashes[n]) for n in group}
-            test_end = settings.test_fraction if cut_test else 0.0
-            val_end = test_end + (settings.val_fraction * (1 - test_end) if cut_val else 0.0)
-            for n in group:
-                splits[n] = "test" if at[n] < test_end else "val" if at[n] < val_end else "train"
-            order = sorted(group, key=at.__getitem__)
-            contents = {hashes[n] for n in group}
-            wanted = [s for s, cut in (("test", cut_test), ("val", cut_val)) if cut]
-            if len(contents) > len(wanted):
-                fill_empty_splits(splits, order, hashes, wanted, {h for h in contents if len(labels_of[h]) > 1})
-    return splits
-
-
-def fill_empty_splits(
-    splits: list[str], order: list[int], hashes: list[str], wanted: list[str], shared: Set[str] = frozenset()
-) -> None:
-    """Move one content of a small class into each split that it lacks, train included; ``order`` is by position, lowest first.
-
-    Contents that are ``shared`` with another class stay where they are: the copies must not be torn apart.
-    """
-    for split in ("train", *wanted):
-        if any(splits[n] == split for n in order):
-            continue
-        # Taken from the split that has most to give; its member nearest to the threshold.
-        held = Counter(splits[n] for n in {hashes[n]: n for n in order}.values())
-        donors = {splits[n] for n in order if hashes[n] not in shared and held[splits[n]] > 1}
-        if not donors:
-            continue
-        donor = max(donors, key=lambda s: (held[s], s))
-        candidates = [n for n in order if splits[n] == donor and hashes[n] not in shared]
-        moved = hashes[candidates[-1] if split == "train" else candidates[0]]
-        for n in order:
-            if hashes[n] == moved:
-                splits[n] = split
-
-
-def limit_per_class(
-    records: list[Record], hashes: list[str], splits: list[str], settings: IngestSettings, usable: list[int]
-) -> list[int]:
-    """Return the positions of ``usable`` to keep. ``train_per_class`` limits train, and val in the proportion that the whole source has."""
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for n in usable:
-        groups[splits[n], records[n].label].append(n)
-    val_share = settings.val_fraction / (1 - settings.val_fraction)
-    limits = {
-        "train": settings.train_per_class,
-        "val": max(1, round(settings.train_per_class * val_share)) if settings.train_per_class else 0,
-        "test": settings.test_per_class,
-    }
-    kept: list[int] = []
-    for (split, _), group in groups.items():
-        limit = limits[split]
-        # The test set does not depend on the seed, so that runs with other seeds are compared on the same examples.
-        seed = 0 if split == "test" else settings.seed
-        kept += sorted(group, key=lambda n: position(seed, hashes[n]))[: limit or None]
-    return sorted(kept)
-
-
-def inspect(record: Record, split: str, sha256: str, max_pixels: int) -> Example | dict[str, str]:
-    """Decode one record, all of it, since a header tells nothing of a file that was cut off."""
-    try:
-        if isinstance(record.payload, Path):
-            data = read_bytes(record)
-            mode = header_mode(data)
-            image = decode(data, max_pixels)
-            return Example(record, split, sha256, image.width, image.height, mode)
-        height, width = record.payload.shape[:2]
-        return Example(record, split, sha256, width, height, "L" if record.payload.ndim == 2 else "RGB")
-    except (BrokenImageError, OSError) as error:
-        return {"source": record.key, "label": record.label, "reason": one_line(error, 120)}
-
-
-def header_mode(data: bytes) -> str:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.mode
-    except Exception:  # decode() says what is wrong
-        return ""
-
-
-def plan_shards(examples: list[Example]) -> list[tuple[str, list[tuple[str, Example]]]]:
-    """Return (file name, its examples with their ids) for every shard. Examples are in the order of their hash: a shard read in order is shuffled."""
-    seen: Counter[str] = Counter()
-    plan: list[tuple[str, list[tuple[str, Example]]]] = []
-    for split in SPLITS:
-        size, number = SHARD_BYTES, -1
-        for example in sorted((e for e in examples if e.split == split), key=lambda e: (e.sha256, e.record.key)):
-            if size >= SHARD_BYTES:
-                size, number = 0, number + 1
-                plan.append((f"{split}-{number:05d}.tar", []))
-            seen[example.sha256] += 1
-            again = seen[example.sha256]
-            plan[-1][1].append((example.sha256[:20] + (f"-{again}" if again > 1 else ""), example))
-            payload = example.record.payload
-            size += payload.stat().st_size if isinstance(payload, Path) else payload.nbytes
-    return plan
-
-
-def write_shard(
-    folder: Path, name: str, members: list[tuple[str, Example]], classes: list[str]
-) -> list[dict[str, Any]]:
-    """Write one WebDataset tar (``ID.EXT`` and ``ID.cls`` an example) and return its rows of the manifest."""
-    rows = []
-    with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, example in members:
-            data = read_bytes(example.record)
-            if isinstance(example.record.payload, Path) and hashlib.sha256(data).hexdigest() != example.sha256:
-                raise UserError(
-                    f"data {one_line(example.record.key)}: changed while it was read; run again when the files are at rest"
-                )
-            suffix = example.record.payload.suffix.lower() if isinstance(example.record.payload, Path) else ".png"
-            start = tar.offset + tarfile.BLOCKSIZE
-            add_member(tar, f"{key}{suffix}", data)
-            add_member(tar, f"{key}.cls", str(classes.index(example.record.label)).encode())
-            rows.append(
-                {
-                    "id": key,
-                    "label": example.record.label,
-                    "split": example.split,
-                    "source": example.record.key,
-                    "sha256": example.sha256,
-                    "width": example.width,
-                    "height": example.height,
-                    "mode": example.mode,
-                    "bytes": len(data),
-                    "shard": name,
-                    "offset": start,
-                    "length": len(data),
-                }
-            )
-    return rows
-
-
-def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # times, owner and mode stay at their defaults: equal contents make equal bytes
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
-
-
-def bounded_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Map in threads, in order, with a bounded number of results waiting, so memory does not grow with the source."""
-    iterator = iter(items)
-    with ThreadPoolExecutor(WORKERS) as pool:
-        pending = deque(pool.submit(function, item) for item in islice(iterator, 64 * WORKERS))
+    def attempt(record: Record) -> tuple[Record, str | OSError]:
         try:
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(pool.submit(function, item) for item in islice(iterator, 1))
-                yield result
-        finally:
-            for future in pending:
-                future.cancel()
+            return record, packer.sha256(record)
+        except OSError as error:
+            return record, error
+
+    for record, sha256 in bounded_map(attempt, source.records(), source.readers):
+        if isinstance(sha256, OSError):
+            unreadable.append(reject(record, why(sha256)))
+        else:
+            add(everything, record, sha256)
+    everything = everything._replace(splits=assign_splits(labelled(everything), settings))
+    # Records are made anew below, and told apart by their keys.
+    position_of = {key: n for n, key in enumerate(everything.keys)}
+    codes = everything.codes
+    broken: dict[int, dict[str, str]] = {}
+    chosen: list[int] = []
+    while True:
+        usable = [n for n in range(len(codes)) if n not in broken]
+        chosen = limit_per_class(labelled(everything), everything.splits, settings, usable)
+        new = {n for n in chosen if codes[n] < 0}
+        if not new:
+            break
+        done, total = len(chosen) - len(new), len(chosen)
+        wanted = ((n, r) for r in source.records() if (n := position_of.get(r.key, -1)) in new)
+        for position, record, result in packer.pack(wanted, source.readers):
+            new.discard(position)
+            if isinstance(result, str):
+                broken[position] = reject(record, result)
+            elif result.sha256 != everything.contents[position]:
+                raise changed(record.key)
+            else:
+                codes[position] = result.code
+            done += 1
+            progress(done, total)
+        if new:
+            raise changed(everything.keys[min(new)])
+    everything.broken.extend(unreadable + [broken[n] for n in sorted(broken)])
+    return pick(everything, chosen)
+
+
+def pick(found: Found, positions: list[int]) -> Found:
+    """Return the examples at ``positions``, in that order."""
+
+    def some(column: list[T]) -> list[T]:
+        return [column[n] for n in positions]
+
+    return Found(
+        some(found.keys),
+        some(found.labels),
+        some(found.splits),
+        some(found.contents),
+        some(found.groups),
+        some(found.times),
+        some(found.weights),
+        array("q", (found.codes[n] for n in positions)),
+        found.broken,
+    )
+
+
+def changed(key: str) -> UserError:
+    return UserError(f"data {one_line(key)}: changed while it was read; run again when the files are at rest")
+
+
+def make_manifest(found: Found, places: pa.Table) -> pa.Table:
+    """Return the manifest, sorted by split, label and id: what reads it in order reads the same, however the source is sorted."""
+    seen: Counter[str] = Counter()
+    ids = [""] * len(found.keys)
+    for n in sorted(range(len(ids)), key=lambda n: (found.contents[n], found.keys[n])):
+        short = found.contents[n][:20]
+        seen[short] += 1
+        ids[n] = short if seen[short] == 1 else f"{short}-{seen[short]}"
+    columns = {
+        "id": ids,
+        "label": found.labels,
+        "split": found.splits,
+        "source": found.keys,
+        "group": found.groups,
+        "time": found.times,
+        "weight": found.weights,
+    }
+    table = pa.table({field.name: pa.array(columns[field.name], field.type) if field.name in columns else places[field.name]
+                      for field in SCHEMA}, schema=SCHEMA)  # fmt: skip
+    return table.sort_by([("split", "ascending"), ("label", "ascending"), ("id", "ascending")]).combine_chunks()

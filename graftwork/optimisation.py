@@ -75,11 +75,19 @@ def plateau_factor(losses: list[float], patience: int = 2, factor: float = 1 / 3
     return factor**drops
 
 
-def epoch_order(targets: Tensor, classes: int, balance: str, generator: torch.Generator) -> Tensor:
-    """Return the examples of one epoch by position: each once, or drawn so that every class comes as often as the others."""
-    if balance != "sampling":
+def epoch_order(
+    targets: Tensor, classes: int, balance: str, generator: torch.Generator, example_weights: Tensor | None = None
+) -> Tensor:
+    """Return the examples of one epoch by position: each once, or drawn.
+
+    They are drawn where every class is to come as often as the others, or where examples have weights (N,): one of weight 2 comes twice as often.
+    """
+    if balance != "sampling" and example_weights is None:
         return torch.randperm(len(targets), generator=generator)
-    weights = class_weights(targets, classes)[targets]
+    weights = torch.ones(len(targets)) if example_weights is None else example_weights.float()
+    if balance == "sampling":
+        total = torch.zeros(classes).index_add_(0, targets, weights)
+        weights = weights / total[targets]
     return torch.multinomial(weights, len(targets), replacement=True, generator=generator)
 
 

@@ -11,7 +11,7 @@ from graftwork.errors import UserError, one_line
 from graftwork.files import write_text
 from graftwork.images import Array, BrokenImageError, decode, fit
 from graftwork.model import Floats, Model, load_model, predict
-from graftwork.sources import IMAGE_SUFFIXES, regular
+from graftwork.sources.record import IMAGE_SUFFIXES, regular
 from graftwork.tracking import quiet_mlflow, sqlite_file
 
 Row = tuple[Path, Floats]
@@ -106,7 +106,7 @@ def fetch_version(version: Any, uri: str) -> Path:
 
     from graftwork.files import finished_folder
     from graftwork.register import SAME_WEIGHTS, download_version
-    from graftwork.sources import cache_folder
+    from graftwork.sources.arrays import cache_folder
 
     kept = cache_folder() / "models" / (version.tags.get(SAME_WEIGHTS) or f"{version.name}-{version.version}")
     if (kept / "model.json").is_file() and version.tags.get(SAME_WEIGHTS):

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from graftwork.dataset import Dataset
+from graftwork.drift import profile
 from graftwork.errors import UserError, one_line
 from graftwork.model import read_info
 from graftwork.settings import RegisterSettings
@@ -47,7 +48,9 @@ def register(
             "registered": described(client, name, champion.version),
         }
     decision = decide(result, chosen, dataset, champion, settings)
-    version = find_version(client, name, info["sha256"]) or log_version(client, name, folder, info, result, run_id())
+    version = find_version(client, name, info["sha256"]) or log_version(
+        client, name, folder, info, result, dataset, run_id()
+    )
     if decision["promoted"]:
         client.set_registered_model_alias(name, CHAMPION, version)
         if CHALLENGER in described(client, name, version)["aliases"]:
@@ -137,7 +140,13 @@ def find_version(client: MlflowClient, name: str, sha256: str) -> str:
 
 
 def log_version(
-    client: MlflowClient, name: str, folder: Path, info: dict[str, Any], result: dict[str, Any], run_id: str
+    client: MlflowClient,
+    name: str,
+    folder: Path,
+    info: dict[str, Any],
+    result: dict[str, Any],
+    dataset: Dataset,
+    run_id: str,
 ) -> str:
     """Log the Model artifact as a pyfunc in the run and register it; return the version."""
     from mlflow.models import ModelSignature
@@ -151,6 +160,7 @@ def log_version(
     )
     test = result["candidates"][result["chosen"]]["test"]
     with mlflow.start_run(run_id=run_id or None):
+        mlflow.log_dict(profile(dataset), "profile.json")  # what later data is compared with
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(package / "predictor.py"),

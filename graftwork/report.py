@@ -25,9 +25,27 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(titles=TITLES, **values)
 
 
-def render_validation(summary: dict[str, Any]) -> str:
-    """Return the page of ``validate_data``."""
-    return render("validation.html", summary=summary)
+def render_validation(summary: dict[str, Any], pictures: dict[str, list[list[dict[str, str]]]]) -> str:
+    """Return the page of ``validate_data``; ``pictures`` are cards of examples by rule, as ``graftwork.validate.cards`` makes them."""
+    from graftwork.drift import EDGES
+
+    order = {"critical": 0, "warning": 1}
+    rules = sorted(summary["rules"], key=lambda r: (r["passed"], order[r["severity"]]))
+    edges = [f"{edge:.0f}" for edge in EDGES["side"]]
+    sizes = [
+        {"label": f"{low}–{high}", "count": count}
+        for low, high, count in zip(edges[:-1], edges[1:], summary["sizes"], strict=True)
+    ]
+    shown = [n for n, size in enumerate(sizes) if size["count"]]
+    return render(
+        "validation.html",
+        summary=summary,
+        rules=rules,
+        pictures=pictures,
+        sizes=sizes[shown[0] : shown[-1] + 1] if shown else [],
+        largest=max([size["count"] for size in sizes], default=1) or 1,
+        most=max([n for by_class in summary["classes"].values() for n in by_class.values()], default=1) or 1,
+    )
 
 
 def render_evaluation(result: dict[str, Any], dataset: dict[str, Any], model: dict[str, Any], folder: Path) -> None:

@@ -45,7 +45,9 @@ class ExecutionSettings(Settings):
 
 
 class IngestSettings(Settings):
-    data: str = Field("fashion-mnist", min_length=1, description="folder or named dataset")
+    data: str = Field(
+        "fashion-mnist", min_length=1, description="folder, manifest, archive, s3:// URI or named dataset"
+    )
     source_fingerprint: str = Field(
         "", description="what the source looked like when the run was started; a new value packs again"
     )
@@ -57,8 +59,17 @@ class IngestSettings(Settings):
     test_fraction: float = Field(
         0.2, gt=0, lt=0.9, description="share cut out for the test, where the source has none of its own"
     )
+    split_by: Literal["content", "time"] = Field(
+        "content",
+        description="what splits are cut by, where the source has none: a hash of the contents (or group), or time",
+    )
     max_pixels: int = Field(
         100_000_000, ge=1, description="an image larger than this counts as broken (a decompression bomb)"
+    )
+    max_side: int = Field(
+        1024,
+        ge=0,
+        description="pixels; an image whose shorter side is longer is scaled down once, when packed; 0: none",
     )
     seed: int = Field(0, ge=0, lt=2**63)
 
@@ -67,6 +78,27 @@ class ValidateSettings(Settings):
     max_broken: float = Field(0.05, ge=0, lt=1, description="largest share of broken images; more stop the run")
     min_per_class: int = Field(3, ge=1, description="fewest examples that a class may have")
     min_side: int = Field(8, ge=1, description="pixels; smaller images are warned of")
+    max_aspect: float = Field(8.0, ge=1, description="longer side by the shorter; longer images are warned of")
+    min_contrast: float = Field(
+        2.0, ge=0, le=128, description="standard deviation of grey, 0 to 128; images with less are warned of as blank"
+    )
+    max_imbalance: float = Field(
+        50.0, ge=1, description="training images of the largest class by those of the smallest; more is warned of"
+    )
+    max_drift: float = Field(
+        0.2, ge=0, description="population stability index against the champion's data; more is warned of"
+    )
+    near_duplicates: bool = Field(
+        True, description="look for scaled, cropped and re-encoded copies in other splits; no: for equal files alone"
+    )
+    classes: list[str] = Field([], description="the classes that there must be, no more and no fewer; empty: any")
+    suite: str = Field(
+        "", description="YAML that changes rules and adds expectations; on the command line, --suite FILE"
+    )
+    reference: str = Field(
+        "champion", description="what drift is judged against: champion, none, a Dataset folder or a profile"
+    )
+    register_as: str = Field("", description="name in the model registry; empty: the dataset's name")
 
 
 class FeatureSettings(ExecutionSettings):

@@ -51,7 +51,8 @@ def validate_data(dataset: str, dataset_digest: str, report: str, metrics: str, 
 
         journal.write("working")
         data = _open(dataset, dataset_digest, journal)
-        result = validate(data, chosen)
+        reference = _reference(chosen, data, journal)
+        result = validate(data, chosen, reference)
         write_text(Path(report), result.html)
         details = Path(report).with_name(f"{Path(report).name}.json")
         write_json(details, result.summary)
@@ -60,7 +61,11 @@ def validate_data(dataset: str, dataset_digest: str, report: str, metrics: str, 
         counts = {f"validation_{k}": float(v) for k, v in result.summary["counts"].items()}
         journal.params(chosen.model_dump())
         journal.metrics(counts)
-        journal.notes(result.warnings)
+        # A few at a time: the page has them all.
+        journal.notes(
+            result.warnings[:5]
+            + ([f"and {len(result.warnings) - 5} more warnings"] if len(result.warnings) > 5 else [])
+        )
         if result.critical:
             raise UserError(
                 f"{result.critical[0]}"
@@ -290,6 +295,23 @@ def _open(dataset: str, digest: str, journal: Journal) -> Any:
         "evaluation" if journal.step in ("evaluate_model", "register_model") else "training",
     )
     return data
+
+
+def _reference(settings: s.ValidateSettings, data: Any, journal: Journal) -> "dict[str, Any] | None":
+    """Return the profile that drift is judged against. A registry that does not answer costs that judgement, not the run."""
+    from graftwork import drift
+
+    if settings.reference in ("", "none"):
+        return None
+    if settings.reference != "champion":
+        return drift.read_profile(settings.reference)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    try:
+        return drift.champion_profile(settings.register_as or data.info["name"], tracking.tracking_uri())
+    except UserError as error:
+        journal.notes([f"drift was not judged: {error}"])
+        return None
 
 
 def _keep(journal: Journal, path: Path, name: str) -> None:

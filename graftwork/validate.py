@@ -1,21 +1,29 @@
-"""Validation: a Great Expectations suite over the manifest, with a severity a rule, and a small HTML page of our own.
+"""Validation: a Great Expectations suite over the manifest, with a severity a rule, and a page of our own.
 
-What a rule needs is first computed as a column, then expected of: the columns are plain pandas, the judging is Great Expectations'.
+What a rule needs is first computed as a column, then expected of: the columns are plain NumPy and pandas, the judging is Great Expectations'.
+A YAML file may change any rule and add expectations (``graftwork.suite``).
 """
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from graftwork import drift, suite
 from graftwork.dataset import SPLITS, Dataset
 from graftwork.errors import one_line
 from graftwork.report import render_validation
 from graftwork.settings import ValidateSettings
 
-EXAMPLES = 5  # shown of each finding
+EXAMPLES = 5  # named in a finding's message
+PICTURES = 12  # shown on the page, of each finding
+EIGHT_BITS = ["1", "L", "P", "RGB", "RGBA", "LA", "PA", "La", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
+Progress = Callable[[int, int], None]
+Index = npt.NDArray[np.int64]
 
 
 class Rule(NamedTuple):
@@ -23,10 +31,11 @@ class Rule(NamedTuple):
 
     name: str
     severity: str  # "critical" or "warning"
-    table: str  # "examples" or "classes"
+    table: str  # "examples", "classes" or "dataset"
     expectation: Any
     failed: str  # what is wrong and what to do; {count} and {examples} are filled in
-    bad: "pd.Series[bool] | None" = None  # the rows that break the rule
+    bad: Index | None = None  # the rows that break the rule, those to look at first in front
+    partner: Index | None = None  # a row beside each of ``bad``: its duplicate
 
 
 class Validation(NamedTuple):
@@ -36,38 +45,74 @@ class Validation(NamedTuple):
     warnings: list[str]
 
 
-def validate(dataset: Dataset, settings: ValidateSettings) -> Validation:
-    """Judge ``dataset`` by the suite. An expectation that raises counts as a critical failure: it proved nothing."""
-    examples, classes = tables(dataset)
-    rules = suite(examples, classes, dataset, settings)
-    outcomes = run_great_expectations({"examples": examples, "classes": classes}, rules)
-    results = []
+class Tables(NamedTuple):
+    """What the rules look at, with a column for whatever a rule needs."""
+
+    examples: pd.DataFrame  # a row an example, in the manifest's order, broken ones after them
+    classes: pd.DataFrame  # a row a class
+    dataset: pd.DataFrame  # one row
+    duplicates: "Duplicates"
+
+
+class Duplicates(NamedTuple):
+    """Rows that lie beside another one of theirs, and that one: of equal contents, and of nearly equal pictures."""
+
+    across_splits: tuple[Index, Index]
+    across_labels: tuple[Index, Index]
+    near: tuple[Index, Index]
+
+
+def validate(dataset: Dataset, settings: ValidateSettings, reference: dict[str, Any] | None = None) -> Validation:
+    """Judge ``dataset`` by the suite. An expectation that raises counts as a critical failure: it proved nothing.
+
+    ``reference`` is the profile (``graftwork.drift``) of the data that the champion was trained on; without it, nothing is said of drift.
+
+    Raises:
+        UserError: ``settings.suite`` is no suite.
+    """
+    changes = suite.parse_suite(settings.suite)
+    settings = suite.with_settings(settings, changes)
+    data = tables(dataset, settings, reference)
+    rules = suite.with_severities(standard_rules(data, dataset, settings, reference), changes)
+    frames = {"examples": data.examples, "classes": data.classes, "dataset": data.dataset}
+    rules += suite.own_rules(changes, frames, Rule)
+    outcomes = run_great_expectations(frames, rules)
+    results, pictures = [], {}
     for rule in rules:
-        passed, exception = outcomes[rule.name]
-        frame = examples if rule.table == "examples" else classes
-        rows = frame[rule.bad] if rule.bad is not None else frame.iloc[:0]
-        shown = [one_line(v, 80) for v in rows["source" if rule.table == "examples" else "label"].head(EXAMPLES)]
+        outcome = outcomes[rule.name]
+        bad = rule.bad if rule.bad is not None else np.empty(0, np.int64)
+        if rule.bad is not None:
+            shown, count = (
+                shown_of(rule, frames[rule.table]["source" if rule.table == "examples" else "label"]),
+                len(bad),
+            )
+        else:
+            # A rule on the whole has nothing to count.
+            count, shown = (0, []) if rule.table == "dataset" else (outcome.unexpected, outcome.values)
+        text = rule.failed.format(count=f"{count:,}", examples=", ".join(shown))
         message = (
-            f"{rule.name}: could not be checked ({one_line(exception)})"
-            if exception
-            else f"{rule.name}: {rule.failed.format(count=len(rows), examples=', '.join(shown))}"
+            f"{rule.name}: could not be checked ({one_line(outcome.raised)})"
+            if outcome.raised
+            else f"{rule.name}: {text}"
         )
-        severity = "critical" if exception else rule.severity
         results.append(
             {
                 "rule": rule.name,
-                "severity": severity,
-                "passed": passed,
-                "count": 0 if passed else len(rows),
-                "examples": [] if passed else shown,
-                "message": "" if passed else message,
+                "severity": "critical" if outcome.raised else rule.severity,
+                "passed": outcome.passed,
+                "count": 0 if outcome.passed else count,
+                "examples": [] if outcome.passed else shown,
+                "message": "" if outcome.passed else message,
             }
         )
+        if not outcome.passed and rule.table == "examples" and len(bad):
+            pictures[rule.name] = cards(dataset, data.examples, bad[:PICTURES], rule.partner)
     failed = [r for r in results if not r["passed"]]
     critical = [str(r["message"]) for r in failed if r["severity"] == "critical"]
     warnings = [str(r["message"]) for r in failed if r["severity"] == "warning"]
     summary = {
         "dataset": dataset.info["name"],
+        "source": dataset.info.get("source", ""),
         "digest": dataset.digest,
         "passed": not critical,
         "counts": {
@@ -75,64 +120,172 @@ def validate(dataset: Dataset, settings: ValidateSettings) -> Validation:
             "critical": len(critical),
             "warnings": len(warnings),
             "broken": len(dataset.info["broken"]),
+            "near_duplicates": len(data.duplicates.near[0]),
         },
         "rules": results,
         "broken": dataset.info["broken"][:200],
         "skipped": dataset.info["skipped"],
         "classes": dataset.info["counts"],
+        "reference": {k: reference[k] for k in ("champion", "digest") if k in reference} if reference else None,
+        "sizes": drift.histogram(data.examples["side"].dropna().to_numpy(np.float64), drift.EDGES["side"]),
     }
-    return Validation(summary, render_validation(summary), critical, warnings)
+    return Validation(summary, render_validation(summary, pictures), critical, warnings)
 
 
-def tables(dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return (a row an example, broken ones included; a row a class), with a column for whatever a rule looks at."""
-    good = dataset.manifest.select(["source", "label", "split", "sha256", "width", "height"]).to_pandas()
+def shown_of(rule: Rule, names: "pd.Series[Any]") -> list[str]:
+    """Return the names of the first rows that break the rule; of two that lie beside each other, once."""
+    if rule.bad is None or rule.partner is None:
+        return [one_line(names.iloc[n], 80) for n in (rule.bad if rule.bad is not None else [])[:EXAMPLES]]
+    pairs = dict.fromkeys(
+        (min(n, m), max(n, m)) for n, m in zip(rule.bad[: 4 * EXAMPLES], rule.partner[: 4 * EXAMPLES], strict=True)
+    )
+    return [f"{one_line(names.iloc[n], 80)} = {one_line(names.iloc[m], 80)}" for n, m in list(pairs)[:EXAMPLES]]
+
+
+def tables(dataset: Dataset, settings: ValidateSettings, reference: dict[str, Any] | None) -> Tables:
+    """Compute every column that a rule looks at."""
+    rows = dataset.manifest
+    split = np.asarray(pa_codes(rows["split"], list(SPLITS)))
+    label = np.asarray(pa_codes(rows["label"], dataset.classes))
+    content = codes(rows["sha256"].to_pandas())
+    signatures = dataset.signatures()
+    good = rows.select(["source", "label", "split", "group", "width", "height", "mode"]).to_pandas()
+    for name in ("brightness", "contrast", "saturation"):
+        good[name] = signatures[name].to_numpy()
     good["decodable"] = True
-    good["splits_with_this_content"] = good.groupby("sha256")["split"].transform("nunique")
-    good["labels_with_this_content"] = good.groupby("sha256")["label"].transform("nunique")
     good["side"] = good[["width", "height"]].min(axis=1)
+    good["aspect"] = good[["width", "height"]].max(axis=1) / good["side"]
+    good["splits_with_this_content"] = distinct_within(content, split)
+    good["labels_with_this_content"] = distinct_within(content, label)
+    grouped = (good["group"] != "").to_numpy()
+    good["splits_with_this_group"] = 1
+    if grouped.any():
+        good.loc[grouped, "splits_with_this_group"] = distinct_within(codes(good["group"][grouped]), split[grouped])
+    near = near_duplicates(signatures, split, content) if settings.near_duplicates else (np.empty(0, np.int64),) * 2
+    good["near_duplicates_in_other_splits"] = np.bincount(near[0], minlength=len(good))
     broken = pd.DataFrame(dataset.info["broken"], columns=["source", "label", "reason"]).assign(decodable=False)
-    examples = pd.concat([good, broken.drop(columns="reason")], ignore_index=True)
+    examples = pd.concat([good, broken.drop(columns="reason")], ignore_index=True) if len(broken) else good
     counts = dataset.info["counts"]
     classes = pd.DataFrame(
         {"label": dataset.classes, **{split: [counts[split][c] for c in dataset.classes] for split in SPLITS}}
     )
     classes["total"] = classes[list(SPLITS)].sum(axis=1)
-    return examples, classes
+    trained = classes["train"][classes["train"] > 0]
+    whole: dict[str, float] = {"imbalance": float(trained.max() / trained.min()) if len(trained) else 1.0}
+    if reference:
+        whole |= {f"drift_{k}": v for k, v in drift.compare(drift.profile(dataset), reference).items()}
+    duplicates = Duplicates(
+        pairs_within(content, split, good["splits_with_this_content"].to_numpy() > 1),
+        pairs_within(content, label, good["labels_with_this_content"].to_numpy() > 1),
+        near,
+    )
+    return Tables(examples, classes, pd.DataFrame([whole]), duplicates)
 
 
-def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, settings: ValidateSettings) -> list[Rule]:
+def pa_codes(column: Any, names: list[str]) -> npt.NDArray[np.int64]:
+    """Return the position of every value in ``names``, or -1."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return np.asarray(pc.fill_null(pc.index_in(column, value_set=pa.array(names, pa.string())), -1), dtype=np.int64)
+
+
+def codes(values: "pd.Series[Any]") -> npt.NDArray[np.int64]:
+    """Return a number for every value: equal values, equal numbers, from 0 on."""
+    return np.asarray(pd.factorize(values)[0], dtype=np.int64)
+
+
+def distinct_within(group: npt.NDArray[np.int64], value: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return, for every row, how many distinct ``value`` there are among the rows of its ``group``."""
+    if not len(group):
+        return np.empty(0, np.int64)
+    pairs = np.unique(group * (value.max() + 2) + value + 1)
+    return np.bincount(pairs // (value.max() + 2), minlength=group.max() + 1)[group]
+
+
+def pairs_within(
+    group: npt.NDArray[np.int64], value: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]
+) -> tuple[Index, Index]:
+    """Return the rows that are ``chosen``, and for each one a row of the same group with another value."""
+    rows = np.flatnonzero(chosen)
+    if not len(rows):
+        return rows, rows
+    order = rows[np.lexsort((value[rows], group[rows]))]
+    starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0])
+    first = np.repeat(order[starts], np.diff(np.r_[starts, len(order)]))
+    last = np.repeat(order[np.r_[starts[1:], len(order)] - 1], np.diff(np.r_[starts, len(order)]))
+    partner = np.where(value[order] == value[first], last, first)
+    back = np.argsort(order)
+    return rows, partner[back]
+
+
+def near_duplicates(
+    signatures: Any, split: npt.NDArray[np.int64], content: npt.NDArray[np.int64]
+) -> tuple[Index, Index]:
+    """Return rows that look like a row of another split, each once, and that row; the surest first."""
+    from graftwork import duplicates
+
+    def matrix(name: str, width: int) -> npt.NDArray[np.uint8]:
+        chunks = [
+            np.frombuffer(c.buffers()[1], np.uint8, len(c) * width, c.offset * width) for c in signatures[name].chunks
+        ]
+        return np.concatenate(chunks).reshape(-1, width) if chunks else np.empty((0, width), np.uint8)
+
+    found = duplicates.near_duplicates(
+        matrix("thumb", duplicates.SIDE**2), matrix("colour", 3), split.astype(np.int8), content
+    )
+    rows, partners = np.r_[found.first, found.second], np.r_[found.second, found.first]
+    order = np.argsort(-np.r_[found.score, found.score], kind="stable")
+    rows, partners = rows[order], partners[order]
+    _, once = np.unique(rows, return_index=True)
+    once.sort()
+    return rows[once], partners[once]
+
+
+def standard_rules(
+    data: Tables, dataset: Dataset, settings: ValidateSettings, reference: dict[str, Any] | None
+) -> list[Rule]:
+    """Return the suite as it is where nobody changed it."""
     import great_expectations.expectations as gxe
 
+    examples, classes = data.examples, data.classes
     broken = ~examples["decodable"].astype(bool)
     between = gxe.ExpectColumnValuesToBeBetween
-    return [
+    in_set = gxe.ExpectColumnValuesToBeInSet
+
+    def rows(mask: "pd.Series[bool]", by: str = "", descending: bool = False) -> Index:
+        found = np.flatnonzero(mask.to_numpy(dtype=bool, na_value=False))
+        if by:
+            order = np.argsort(examples[by].to_numpy()[found], kind="stable")
+            found = found[order[::-1] if descending else order]
+        return found
+
+    rules = [
         Rule(
             "decodable",
             "critical",
             "examples",
-            gxe.ExpectColumnValuesToBeInSet(
-                column="decodable", value_set=[True], mostly=round(1 - settings.max_broken, 9)
-            ),
-            f"{{count}} of {len(examples)} images cannot be decoded, more than the {settings.max_broken:.0%} allowed "
+            in_set(column="decodable", value_set=[True], mostly=round(1 - settings.max_broken, 9)),
+            f"{{count}} of {len(examples):,} images cannot be decoded, more than the {settings.max_broken:.0%} allowed "
             "({examples}); mend or remove them, or raise max_broken",
-            broken,
+            rows(broken),
         ),
         Rule(
             "all_decodable",
             "warning",
             "examples",
-            gxe.ExpectColumnValuesToBeInSet(column="decodable", value_set=[True]),
+            in_set(column="decodable", value_set=[True]),
             "{count} images cannot be decoded and are left out ({examples})",
-            broken,
+            rows(broken),
         ),
         Rule(
             "label_set",
             "critical",
             "examples",
-            gxe.ExpectColumnValuesToBeInSet(column="label", value_set=dataset.classes),
-            "{count} examples have a label outside the class list ({examples}); run ingest_data again",
-            ~examples["label"].isin(dataset.classes),
+            in_set(column="label", value_set=settings.classes or dataset.classes),
+            "{count} examples have a label outside the class list ({examples}); "
+            + ("correct the labels, or the setting classes" if settings.classes else "run ingest_data again"),
+            rows(~broken & ~examples["label"].isin(settings.classes or dataset.classes)),
         ),
         Rule(
             "content_in_one_split",
@@ -140,7 +293,7 @@ def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, setti
             "examples",
             between(column="splits_with_this_content", max_value=1),
             "{count} images are in more than one split ({examples}): the test would be of what was learned; keep each in one split",
-            examples["splits_with_this_content"] > 1,
+            *data.duplicates.across_splits,
         ),
         Rule(
             "content_has_one_label",
@@ -148,7 +301,16 @@ def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, setti
             "examples",
             between(column="labels_with_this_content", max_value=1),
             "{count} images have the same content as another with another label ({examples}); decide which label is right",
-            examples["labels_with_this_content"] > 1,
+            *data.duplicates.across_labels,
+        ),
+        Rule(
+            "group_in_one_split",
+            "critical",
+            "examples",
+            between(column="splits_with_this_group", max_value=1),
+            "{count} images are of a group that is in more than one split ({examples}): the test would be of what was learned; "
+            "keep each group in one split",
+            rows(examples["splits_with_this_group"] > 1),
         ),
         Rule(
             "size",
@@ -156,7 +318,31 @@ def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, setti
             "examples",
             between(column="side", min_value=settings.min_side),
             f"{{count}} images have a side under {settings.min_side} pixels ({{examples}})",
-            examples["side"] < settings.min_side,
+            rows(examples["side"] < settings.min_side, "side"),
+        ),
+        Rule(
+            "aspect",
+            "warning",
+            "examples",
+            between(column="aspect", max_value=settings.max_aspect),
+            f"{{count}} images are more than {settings.max_aspect:g} times as long as wide ({{examples}}): a square crop shows little of them",
+            rows(examples["aspect"] > settings.max_aspect, "aspect", descending=True),
+        ),
+        Rule(
+            "mode",
+            "warning",
+            "examples",
+            in_set(column="mode", value_set=EIGHT_BITS),
+            "{count} images have more than 8 bits a channel ({examples}): they are reduced to 8",
+            rows(~broken & ~examples["mode"].isin(EIGHT_BITS)),
+        ),
+        Rule(
+            "not_blank",
+            "warning",
+            "examples",
+            between(column="contrast", min_value=settings.min_contrast),
+            "{count} images are blank or nearly of one colour ({examples}); remove them, or lower min_contrast",
+            rows(examples["contrast"] < settings.min_contrast, "contrast"),
         ),
         Rule(
             "rows_per_class",
@@ -164,7 +350,7 @@ def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, setti
             "classes",
             between(column="total", min_value=settings.min_per_class),
             f"{{count}} classes have fewer than {settings.min_per_class} usable images ({{examples}}); add images or remove the class folders",
-            classes["total"] < settings.min_per_class,
+            np.flatnonzero(classes["total"] < settings.min_per_class),
         ),
         Rule(
             "train_has_every_class",
@@ -172,7 +358,7 @@ def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, setti
             "classes",
             between(column="train", min_value=1),
             "{count} classes have no training image ({examples}); add some to each",
-            classes["train"] < 1,
+            np.flatnonzero(classes["train"] < 1),
         ),
         Rule(
             "val_has_every_class",
@@ -180,7 +366,7 @@ def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, setti
             "classes",
             between(column="val", min_value=1),
             "{count} classes have no validation image ({examples}): the choice of model does not see them",
-            classes["val"] < 1,
+            np.flatnonzero(classes["val"] < 1),
         ),
         Rule(
             "test_has_every_class",
@@ -188,7 +374,7 @@ def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, setti
             "classes",
             between(column="test", min_value=1),
             "{count} classes have no test image ({examples}): the result says nothing of them",
-            classes["test"] < 1,
+            np.flatnonzero(classes["test"] < 1),
         ),
         *(
             Rule(
@@ -201,11 +387,98 @@ def suite(examples: pd.DataFrame, classes: pd.DataFrame, dataset: Dataset, setti
             )
             for split in SPLITS
         ),
+        Rule(
+            "balance",
+            "warning",
+            "dataset",
+            between(column="imbalance", max_value=settings.max_imbalance),
+            f"the largest class has {data.dataset['imbalance'][0]:.0f} times the training images of the smallest; "
+            "add to the small ones, or judge by --set metric=macro_f1, which balances training",
+        ),
+    ]
+    if settings.near_duplicates:
+        rules.insert(
+            4,
+            Rule(
+                "near_duplicates_across_splits",
+                "warning",
+                "examples",
+                between(column="near_duplicates_in_other_splits", max_value=0),
+                "{count} images look like one in another split, scaled, cropped or encoded anew ({examples}): the test would be of what was "
+                "learned; keep such pairs in one split, by a group column or by hand",
+                *data.duplicates.near,
+            ),
+        )
+    if settings.classes:
+        missing = sorted(set(settings.classes) - set(dataset.classes))
+        rules.append(
+            Rule(
+                "classes_present",
+                "critical",
+                "classes",
+                gxe.ExpectColumnDistinctValuesToContainSet(column="label", value_set=settings.classes),
+                f"there is no image of {literal(', '.join(missing[:EXAMPLES]))}; add some, or correct the setting classes",
+            )
+        )
+    if reference:
+        rules += drift_rules(data, dataset, settings, reference)
+    return rules
+
+
+def literal(text: str) -> str:
+    """Return ``text``, which came from outside, as a part of a message that is formatted later."""
+    return one_line(text, 200).replace("{", "{{").replace("}", "}}")
+
+
+def drift_rules(data: Tables, dataset: Dataset, settings: ValidateSettings, reference: dict[str, Any]) -> list[Rule]:
+    """Compare with the data that the champion was trained on."""
+    import great_expectations.expectations as gxe
+
+    theirs = sorted(reference["classes"])
+    gone, new = sorted(set(theirs) - set(dataset.classes)), sorted(set(dataset.classes) - set(theirs))
+    change = literal(", ".join([f"-{c}" for c in gone[:EXAMPLES]] + [f"+{c}" for c in new[:EXAMPLES]]))
+    who = literal(reference.get("champion", "the reference"))
+    means = {
+        "class_shares": "shares of the classes",
+        "brightness": "brightness of the images",
+        "contrast": "contrast of the images",
+        "saturation": "saturation of the images",
+        "side": "sizes of the images",
+        "aspect": "shapes of the images",
+    }
+    return [
+        Rule(
+            "label_set_as_before",
+            "warning",
+            "classes",
+            gxe.ExpectColumnDistinctValuesToEqualSet(column="label", value_set=theirs),
+            f"the classes are not those of {who} ({change}); the two models cannot be compared",
+        ),
+        *(
+            Rule(
+                f"drift_{name}",
+                "warning",
+                "dataset",
+                gxe.ExpectColumnValuesToBeBetween(column=f"drift_{name}", max_value=settings.max_drift),
+                f"the {meaning} have shifted since {who} was trained (stability index "
+                f"{data.dataset[f'drift_{name}'][0]:.2f}, over {settings.max_drift:g}); see that this is meant",
+            )
+            for name, meaning in means.items()
+        ),
     ]
 
 
-def run_great_expectations(frames: dict[str, pd.DataFrame], rules: list[Rule]) -> dict[str, tuple[bool, str]]:
-    """Validate ``rules``; return {rule: (passed, what it raised)}. Results are matched by name, not by order."""
+class Outcome(NamedTuple):
+    """What Great Expectations found of one rule."""
+
+    passed: bool
+    raised: str  # what it raised: nothing was proved
+    unexpected: int = 0
+    values: list[str] = []  # some that broke the rule  # noqa: RUF012
+
+
+def run_great_expectations(frames: dict[str, pd.DataFrame], rules: list[Rule]) -> dict[str, Outcome]:
+    """Validate ``rules``; return the outcome of each. Results are matched by name, not by order."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     import great_expectations as gx
@@ -213,12 +486,13 @@ def run_great_expectations(frames: dict[str, pd.DataFrame], rules: list[Rule]) -
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     source = context.data_sources.add_pandas("graftwork")
-    found: dict[str, tuple[bool, str]] = {}
+    found: dict[str, Outcome] = {}
     for table, frame in frames.items():
         mine = [rule for rule in rules if rule.table == table]
+        if not mine:
+            continue
         for rule in mine:
             rule.expectation.meta = {"rule": rule.name}
-            rule.expectation.severity = rule.severity
         batch = (
             source.add_dataframe_asset(table)
             .add_batch_definition_whole_dataframe("all")
@@ -227,8 +501,11 @@ def run_great_expectations(frames: dict[str, pd.DataFrame], rules: list[Rule]) -
         result = batch.validate(gx.ExpectationSuite(name=table, expectations=[rule.expectation for rule in mine]))
         for each in result.results:
             raised = "; ".join(messages(each.exception_info))
-            found[each.expectation_config.meta["rule"]] = (bool(each.success) and not raised, raised)
-    return {rule.name: found.get(rule.name, (False, "Great Expectations gave no result")) for rule in rules}
+            some = [one_line(v, 80) for v in (each.result or {}).get("partial_unexpected_list", [])[:EXAMPLES]]
+            count = int((each.result or {}).get("unexpected_count", 0) or 0)
+            name = each.expectation_config.meta["rule"]
+            found[name] = Outcome(bool(each.success) and not raised, raised, count, some)
+    return {rule.name: found.get(rule.name, Outcome(False, "Great Expectations gave no result")) for rule in rules}
 
 
 def messages(exception_info: Any) -> Iterator[str]:
@@ -238,3 +515,49 @@ def messages(exception_info: Any) -> Iterator[str]:
             yield str(exception_info.get("exception_message", "raised"))
         for value in exception_info.values():
             yield from messages(value)
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------------------
+
+
+def cards(dataset: Dataset, examples: pd.DataFrame, rows: Index, partner: Index | None) -> list[list[dict[str, str]]]:
+    """Return what the page shows of ``rows``: a card each, of one picture, or of two where each row has a partner."""
+    pairs = [[n] for n in rows] if partner is None else [[n, m] for n, m in zip(rows, partner, strict=False)]
+    shown: list[list[dict[str, str]]] = []
+    seen: set[frozenset[int]] = set()
+    for pair in pairs:
+        if frozenset(map(int, pair)) in seen:  # b beside a, after a beside b
+            continue
+        seen.add(frozenset(map(int, pair)))
+        card = []
+        for n in map(int, pair):
+            row = examples.iloc[n]
+            split = row["split"] if isinstance(row["split"], str) else ""
+            card.append(
+                {
+                    "source": one_line(row["source"], 200),
+                    "label": one_line(row["label"], 60),
+                    "split": split,
+                    "picture": thumbnail(dataset, n) if n < len(dataset.manifest) else "",
+                }
+            )
+        shown.append(card)
+    return shown
+
+
+def thumbnail(dataset: Dataset, row: int, side: int = 112) -> str:
+    """Return the picture in a row of the manifest as a data URI, at most ``side`` pixels; "" if it cannot be read."""
+    import base64
+    import io
+
+    from graftwork.images import BrokenImageError, decode
+
+    try:
+        data = next(dataset.read(dataset.manifest.slice(row, 1)))
+        image = decode(data)
+    except (OSError, BrokenImageError):
+        return ""
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -36,6 +36,7 @@ STEP_SETTINGS: tuple[type[Settings], ...] = (
     EvaluateSettings,
     RegisterSettings,
 )
+data_app = typer.Typer(help="Look at data: what is wrong with it, and what changed.", no_args_is_help=True)
 app = typer.Typer(
     help="Graft pretrained networks onto your data: validate, baseline, fine-tune, evaluate, register.",
     no_args_is_help=True,
@@ -43,12 +44,20 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_app, name="data")
 # Piped into a file or another program, tables are not folded to the 80 columns of a terminal that is not there.
 WIDTH = None if sys.stdout.isatty() else 160
 console = Console(width=WIDTH)
 errors = Console(stderr=True)
 Output = Annotated[
     Path, typer.Option("--output", help="Folder for runs, and for MLflow where MLFLOW_TRACKING_URI is not set.")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; see 'graftwork settings'."),
+]
+SuiteFile = Annotated[
+    Path | None, typer.Option(help="YAML file that changes the rules of validation and adds expectations.")
 ]
 
 
@@ -79,7 +88,8 @@ def run(
     data: Annotated[
         str,
         typer.Option(
-            help="Folder (CLASS/*.jpg or train|val|test/CLASS/*.jpg) or named dataset (fashion-mnist, digits)."
+            help="Folder (CLASS/*.jpg or train|val|test/CLASS/*.jpg), manifest (.csv, .parquet), archive (.tar, .zip), "
+            "s3://bucket/prefix, or named dataset (fashion-mnist, digits, flowers102, ...)."
         ),
     ],
     backbone: Annotated[str, typer.Option(help="Any timm name.")] = DEFAULT_BACKBONE,
@@ -105,10 +115,8 @@ def run(
     with_scratch_control: Annotated[
         bool, typer.Option("--with-scratch-control", help="Train the same network from random weights as well.")
     ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; see 'graftwork settings'."),
-    ] = None,
+    suite: SuiteFile = None,
+    set_: Assignments = None,
     output: Output = Path("runs"),
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show KFP's and the steps' own output.")] = False,
 ) -> None:
@@ -125,9 +133,11 @@ def run(
         "test_per_class": test_per_class,
         "seed": seed,
         "register_as": register_as,
+        "suite": read_suite(suite),
     }
     parameters = pipeline_parameters(options, set_ or [])
     name = locate(parameters, output)
+    find_reference(parameters, name, output)
     from graftwork.pipelines.local import StepError, run_local
 
     console.print(f"[bold]graftwork[/]  {escape(one_line(name))}  {escape(backbone)}", highlight=False)
@@ -179,6 +189,57 @@ def learning_curve(
 
     console.print(f"[bold]graftwork[/]  {escape(one_line(name))}  {escape(backbone)}", highlight=False)
     print_curve(run_curve(parameters, sizes, draws, output, console), output, console)
+
+
+@data_app.command(
+    epilog="""[bold]Examples[/]
+
+graftwork data inspect my-photos/
+
+graftwork data inspect s3://bucket/photos --suite suite.yaml --report page.html
+
+graftwork data inspect photos.csv --set min_side=64 --keep dataset/"""
+)
+def inspect(
+    data: Annotated[str, typer.Argument(help="Data, as for 'run --data'.", metavar="URI")],
+    report: Annotated[Path | None, typer.Option(help="Write the page, one HTML file.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write what was found as JSON.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep the packed dataset in this folder, for 'data diff'.")] = None,
+    suite: SuiteFile = None,
+    set_: Assignments = None,
+    output: Output = Path("runs"),
+) -> None:
+    """Pack and validate data, and say what is wrong with it. Exit status 1: a finding is critical."""
+    import tempfile
+
+    from graftwork.pipelines import looking
+
+    parameters = pipeline_parameters({"data": data, "suite": read_suite(suite)}, set_ or [])
+    name = locate(parameters, output, backbone=False)
+    find_reference(parameters, name, output)
+    console.print(f"[bold]graftwork[/]  {escape(one_line(name))}", highlight=False)
+    with tempfile.TemporaryDirectory(prefix="graftwork-") as temporary:
+        found = looking.inspect(parameters, keep or Path(temporary) / "dataset", console)
+    looking.print_findings(found.summary, console)
+    for path, content in ((report, found.html), (json_, json.dumps(found.summary, indent=2, ensure_ascii=False))):
+        if path:
+            write_output(path, content)
+            console.print(f"{'Page' if path is report else 'JSON'}: {escape(one_line(path))}", highlight=False)
+    if found.critical:
+        raise typer.Exit(1)
+
+
+@data_app.command(epilog="[bold]Example[/]\n\ngraftwork data diff runs/20261101-030000-ab12 runs/20261108-030000-cd34")
+def diff(
+    before: Annotated[str, typer.Argument(help="Dataset folder, or folder or id of a run.", metavar="A")],
+    after: Annotated[str, typer.Argument(help="The same.", metavar="B")],
+    output: Output = Path("runs"),
+) -> None:
+    """Say what changed between two datasets, by class and split. Exit status 1: something did."""
+    from graftwork.pipelines import looking
+
+    if not looking.print_difference(looking.find_dataset(before, output), looking.find_dataset(after, output), console):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -387,18 +448,75 @@ def parse_value(text: str) -> Any:
             return text
 
 
-def locate(parameters: dict[str, Any], output: Path) -> str:
+def locate(parameters: dict[str, Any], output: Path, backbone: bool = True) -> str:
     """Look whether the data, the weights and the backbone are there, make their places absolute, and return the data's name."""
     from graftwork.sources import open_source
+    from graftwork.sources.record import exists, local_path
 
     source = open_source(parameters["data"])
-    if Path(parameters["data"]).expanduser().is_dir():
-        parameters["data"] = str(Path(parameters["data"]).expanduser().resolve())
+    if "://" not in parameters["data"] and exists(local_path(parameters["data"])):
+        parameters["data"] = str(local_path(parameters["data"]).resolve())
     if parameters["weights"] and "://" not in parameters["weights"]:
         parameters["weights"] = local_weights(parameters["weights"])
     parameters["source_fingerprint"] = source.fingerprint()
-    check_backbone(parameters["backbone"], output)
+    if backbone:
+        check_backbone(parameters["backbone"], output)
     return str(source.name)
+
+
+def find_reference(parameters: dict[str, Any], name: str, output: Path) -> None:
+    """Put the profile of the champion's data in a file, named by its contents: another champion is another parameter, and nothing is reused.
+
+    A registry that does not answer costs the judgement on drift, not the run.
+    """
+    import hashlib
+
+    if parameters["reference"] not in ("champion", ""):
+        return
+    uri = tracking_uri(output)
+    database = sqlite_file(uri)
+    wanted, parameters["reference"] = parameters["reference"], "none"
+    if not wanted or (database and not database.is_file()):
+        return
+    from graftwork.drift import champion_profile
+    from graftwork.files import write_text
+
+    try:
+        found = champion_profile(parameters["register_as"] or name, uri)
+    except UserError as error:
+        errors.print(
+            f"[yellow]graftwork: drift is not judged: {escape(str(error))}[/]", soft_wrap=True, highlight=False
+        )
+        return
+    if found:
+        text = json.dumps(found)
+        path = output / ".cache" / "profiles" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        write_text(path, text)
+        parameters["reference"] = str(path.resolve())
+
+
+def read_suite(path: Path | None) -> str:
+    """Return the text of a suite, checked as far as can be without the data."""
+    if path is None:
+        return ""
+    from graftwork.suite import parse_suite, with_settings
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"suite {one_line(path)}: cannot be read ({why}); give a YAML file") from None
+    with_settings(ValidateSettings(), parse_suite(text))
+    return text
+
+
+def write_output(path: Path, text: str) -> None:
+    from graftwork.files import write_text
+
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"{one_line(path)}: cannot be written ({error.strerror}); give another file") from None
 
 
 def local_weights(text: str) -> str:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from graftwork import __version__
 from graftwork.errors import UserError, one_line
+from graftwork.files import STORE
 from graftwork.learning_curve import (
     CANDIDATES,
     NAMES,
@@ -58,6 +59,7 @@ def run_curve(
             f"output {one_line(output)}: cannot be written ({error.strerror}); give another with --output"
         ) from None
     os.environ.setdefault(CHECKPOINTS, str((output / ".cache" / "checkpoints").resolve()))
+    os.environ.setdefault(STORE, str((output / ".cache" / "packs").resolve()))
     warnings.filterwarnings("ignore", message=".*deterministic.*")
     with only_one(cache, output), stoppable(), watched(console, cells) as (stage, say):
         notes = check_labels(parameters, cells, cache, stage)

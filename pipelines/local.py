@@ -25,7 +25,7 @@ from rich.console import Console
 
 import graftwork
 from graftwork.errors import UserError, one_line
-from graftwork.files import write_json
+from graftwork.files import STORE, write_json
 from graftwork.pipelines import warm
 from graftwork.pipelines.display import Display
 from graftwork.tracking import CHECKPOINTS, JOURNALS, Follower, JournalReader, dataset_input, source_tags, tracking_uri
@@ -90,6 +90,7 @@ def run_local(
     # Children get these; no parameter carries them, so that a run's own id does not make every step's cache key new.
     os.environ |= {JOURNALS: str(journals), "MLFLOW_TRACKING_URI": uri}
     os.environ.setdefault(CHECKPOINTS, str((output / ".cache" / "checkpoints").resolve()))
+    os.environ.setdefault(STORE, str((output / ".cache" / "packs").resolve()))
     tags = {
         "mlflow.source.name": "graftwork run",
         "mlflow.source.type": "LOCAL",

@@ -83,3 +83,18 @@ def test_probe_for_fine_tuning_has_not_seen_validation(baseline: Path) -> None:
     probe = load_file(baseline / "probe.safetensors")
     assert probe["weight"].shape == final[f"{info['head']}.weight"].shape
     assert not np.array_equal(probe["weight"], final[f"{info['head']}.weight"])
+
+
+def test_the_probe_heeds_the_weights_of_examples() -> None:
+    """A user who gives doubtful labels a small weight would have them counted in full."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(400, 6)).astype(np.float32)
+    targets = (features[:, 0] > 0).astype(np.int64)
+    wrong = random.random(400) < 0.4
+    noisy = np.where(wrong, 1 - targets, targets)
+    weights = np.where(wrong, 0.01, 1.0)
+    right = [
+        float((logits_of(fit_probe(features, noisy, 0.1, 2, weights=w)[0], features).argmax(1) == targets).mean())
+        for w in (None, weights / weights.mean())
+    ]
+    assert right[1] > 0.97 and right[1] > right[0] + 0.02

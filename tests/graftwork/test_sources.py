@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from graftwork.errors import UserError
-from graftwork.sources import FolderSource, cache_folder, content_hash, open_source, read_bytes, read_idx
+from graftwork.sources import open_source
+from graftwork.sources.arrays import cache_folder, read_idx
+from graftwork.sources.folder import FolderSource
 
 
 def picture(path: Path, seed: int = 0) -> Path:
@@ -142,7 +144,7 @@ def test_bytes_that_are_no_utf8_are_shown_and_can_be_stored(tmp_path: Path) -> N
     source = open_source(str(tmp_path / "link"))
     records = list(source.records())
     assert [(r.key, r.label) for r in records] == [("caf\\xe9/\\xff.png", "caf\\xe9"), ("tea/1.png", "tea")]
-    assert all(read_bytes(r).startswith(b"\x89PNG") for r in records)
+    assert all(r.content.read().startswith(b"\x89PNG") for r in records)
     assert source.fingerprint()
     for text in (source.name, *source.skipped()):  # both are written to dataset.json
         text.encode("utf-8")
@@ -196,7 +198,7 @@ def test_a_pipe_is_refused_and_does_not_hang(tmp_path: Path) -> None:
     assert isinstance(source, FolderSource)
     assert within(10, source.fingerprint)
     pipe = next(r for r in source.records() if r.key == "cat/pipe.png")
-    for read in (read_bytes, content_hash):
+    for read in (lambda r: r.content.read(), lambda r: r.content.sha256()):
         error = within(10, lambda read=read: read(pipe))
         assert isinstance(error, OSError) and "not a regular file" in str(error)
 
@@ -208,7 +210,7 @@ def test_a_dangling_link_is_a_record_that_cannot_be_read(tmp_path: Path) -> None
     source = open_source(str(tmp_path))
     assert source.fingerprint()
     gone = next(r for r in source.records() if r.key == "cat/gone.png")
-    for read in (read_bytes, content_hash):
+    for read in (lambda r: r.content.read(), lambda r: r.content.sha256()):
         with pytest.raises(FileNotFoundError):
             read(gone)
 
@@ -237,15 +239,15 @@ def a_file(root: Path) -> str:
 MISTAKES = {
     "missing": (lambda root: str(root / "nowhere"), "no such folder.*check the path"),
     "line break": (lambda root: str(root / "no\nwhere"), "no such folder"),
-    "a file": (a_file, "is a file; give the folder"),
+    "a file": (a_file, "is a file that is neither.*give the folder"),
     "empty": (lambda root: str(root), "no images found; put them in one folder a class"),
     "no images": (no_images, r"no images found \(1 files there have no image suffix\)"),
     "loose images": (lambda root: str(folder_of(root, "1.png", "2.png")), "no images found.*CLASS/photo.jpg"),
     "one class": (only_class, "only one class, 'cat'.*at least two"),
     "no train": (no_train, "no train folder; add train/CLASS"),
     "empty train": (lambda root: str((root / "train").mkdir() or root), "no images found"),
-    "s3": (lambda root: "s3://bucket/photos", "s3://bucket/photos.*copy the images to a folder"),
-    "https": (lambda root: "https://example.org/photos.zip", "https://example.org/.*copy the images to a folder"),
+    "s3": (lambda root: "s3://bucket/photos", "s3://bucket/photos: no credentials"),
+    "https": (lambda root: "https://example.org/photos.zip", "https://example.org/.*not of a kind that can be read"),
     "too long": (lambda root: "x" * 5000, "cannot be read|no such folder"),
     "NUL": (lambda root: "a\0b", "cannot be read|no such folder"),
     "another user's home": (lambda root: "~nosuchuserhere/photos", "nosuchuserhere"),
@@ -313,7 +315,7 @@ def test_the_fingerprint_sees_nothing_else(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", "a/1.png", "a/2.png", "b/1.png")
     before = open_source(str(root)).fingerprint()
     for record in open_source(str(root)).records():
-        read_bytes(record)
+        record.content.read()
     (root / "a" / ".DS_Store").write_text("x")
     (root / "notes.txt").write_text("x")
     (root / "empty").mkdir()
@@ -335,7 +337,7 @@ def test_digits_are_what_scikit_learn_has() -> None:
     assert [r.label for r in records] == [str(t) for t in bunch.target]
     assert len({r.key for r in records}) == len(records) == 1797 and {r.split for r in records} == {""}
     for n in (0, 1000, 1796):
-        image = np.asarray(Image.open(io.BytesIO(read_bytes(records[n]))))
+        image = np.asarray(Image.open(io.BytesIO(records[n].content.read())))
         assert (image == np.round(bunch.images[n] * 255 / 16)).all()
     assert open_source("digits").skipped() == {}
 
@@ -353,7 +355,7 @@ def test_a_hash_is_of_the_contents_alone(tmp_path: Path) -> None:
     """A user's copies of one image would land in training and in the test under two names."""
     folder_of(tmp_path, "a/1.png", "b/2.png")
     shutil.copy(tmp_path / "a" / "1.png", tmp_path / "b" / "copy.jpg")
-    hashes = {r.key: content_hash(r) for r in open_source(str(tmp_path)).records()}
+    hashes = {r.key: r.content.sha256() for r in open_source(str(tmp_path)).records()}
     assert hashes["a/1.png"] == hashes["b/copy.jpg"] != hashes["b/2.png"]
 
 

@@ -3,19 +3,28 @@
 import html.parser
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import graftwork.validate
 from graftwork.dataset import SCHEMA, SPLITS, Dataset
+from graftwork.drift import profile
+from graftwork.duplicates import SIDE
+from graftwork.packing import SIGNATURE
 from graftwork.settings import EvaluateSettings, IngestSettings, ValidateSettings
 from graftwork.validate import Rule, Validation, validate
 
 Rows = list[dict[str, Any]]
+LOOKS = ("thumb", "colour", "brightness", "contrast", "saturation")  # of a row, where a test gives it
+FOLDERS = tempfile.TemporaryDirectory(prefix="graftwork-test-validate-")
+SHAPE = bytes(n * 7 % 251 for n in range(SIDE * SIDE))
 NUMBERS = {"train": 6, "val": 3, "test": 3}
 
 
@@ -25,7 +34,7 @@ def sound(classes: tuple[str, ...] = ("ant", "bee", "cat")) -> Rows:
         {
             "id": f"{label}-{split}-{n}", "label": label, "split": split, "source": f"{label}/{split}{n}.png",
             "sha256": f"{label}-{split}-{n}", "width": 64, "height": 48, "mode": "RGB", "bytes": 9, "shard": "s", "offset": 0,
-            "length": 9,
+            "length": 9, "group": "", "time": "", "weight": 1.0,
         }
         for label in classes
         for split, number in NUMBERS.items()
@@ -43,7 +52,18 @@ def dataset_of(rows: Rows, classes: tuple[str, ...] = ("ant", "bee", "cat"), bro
         "broken": [{"source": name, "label": classes[0], "reason": "cut off"} for name in names],
         "skipped": {".txt": 2},
     }
-    return Dataset(Path("nowhere"), info, pa.Table.from_pylist(rows, schema=SCHEMA))
+    random = np.random.default_rng(0)
+    looks = [
+        {
+            "thumb": random.integers(0, 256, SIDE * SIDE, dtype=np.uint8).tobytes(),
+            "colour": bytes([100, 110, 120]), "brightness": 110.0, "contrast": 60.0, "saturation": 20.0,
+        } | {k: row[k] for k in LOOKS if k in row}
+        for row in rows
+    ]  # fmt: skip
+    folder = Path(tempfile.mkdtemp(dir=FOLDERS.name))
+    pq.write_table(pa.Table.from_pylist(looks, schema=SIGNATURE), folder / "signatures.parquet")
+    rows = [{k: v for k, v in row.items() if k not in LOOKS} | {"signature": n} for n, row in enumerate(rows)]
+    return Dataset(folder, info, pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def failed(result: Validation) -> dict[str, tuple[str, int]]:
@@ -96,13 +116,13 @@ BREAKS: dict[str, tuple[Callable[[Rows], Rows], int, dict[str, tuple[str, int]],
         change(lambda r: r["id"] in ("cat-train-0", "cat-test-2"), sha256="same"),
         0,
         {"content_in_one_split": ("critical", 2)},
-        ["cat/train0.png", "cat/test2.png"],
+        ["cat/train0.png = cat/test2.png"],
     ),
     "an image in two classes": (
         change(lambda r: r["id"] in ("ant-train-0", "cat-train-3", "bee-train-5"), sha256="same"),
         0,
         {"content_has_one_label": ("warning", 3)},
-        ["ant/train0.png", "bee/train5.png", "cat/train3.png"],
+        ["ant/train0.png = cat/train3.png", "ant/train0.png = bee/train5.png"],
     ),
     "narrow images": (
         change(lambda r: r["split"] == "val", width=7),
@@ -113,7 +133,7 @@ BREAKS: dict[str, tuple[Callable[[Rows], Rows], int, dict[str, tuple[str, int]],
     "a flat image": (
         change(lambda r: r["id"] == "ant-test-0", height=1),
         0,
-        {"size": ("warning", 1)},
+        {"size": ("warning", 1), "aspect": ("warning", 1)},
         ["ant/test0.png"],
     ),
     "a tiny class": (
@@ -139,6 +159,37 @@ BREAKS: dict[str, tuple[Callable[[Rows], Rows], int, dict[str, tuple[str, int]],
         0,
         {"test_has_every_class": ("warning", 2)},
         ["bee", "cat"],
+    ),
+    "a picture that looks like one in the test": (
+        change(lambda r: r["id"] in ("cat-train-0", "bee-test-1"), thumb=SHAPE),
+        0,
+        {"near_duplicates_across_splits": ("warning", 2)},
+        ["bee/test1.png = cat/train0.png"],
+    ),
+    "a group on two sides": (
+        change(lambda r: r["id"] in ("cat-train-0", "cat-test-1", "bee-val-0"), group="patient 7"),
+        0,
+        {"group_in_one_split": ("critical", 3)},
+        ["bee/val0.png", "cat/train0.png", "cat/test1.png"],
+    ),
+    "long images": (
+        change(lambda r: r["id"] in ("ant-train-0", "ant-train-1"), width=1000),
+        0,
+        {"aspect": ("warning", 2)},
+        ["ant/train1.png", "ant/train0.png"],
+    ),
+    "16 bits": (change(lambda r: r["id"] == "ant-val-1", mode="I;16"), 0, {"mode": ("warning", 1)}, ["ant/val1.png"]),
+    "blank": (
+        lambda rows: [{**r, "contrast": 1.0 / (1 + n)} if r["split"] == "val" else r for n, r in enumerate(rows)],
+        0,
+        {"not_blank": ("warning", 9)},
+        ["cat/val2.png", "cat/val1.png", "cat/val0.png", "bee/val2.png", "bee/val1.png"],  # the blankest first
+    ),
+    "one class is rare": (
+        lambda rows: rows + [{**rows[0], "id": f"x{n}", "sha256": f"x{n}", "source": f"x{n}.png"} for n in range(300)],
+        0,
+        {"balance": ("warning", 0)},
+        [],
     ),
     "no training split": (
         without(lambda r: r["split"] == "train"),
@@ -211,7 +262,7 @@ def test_a_message_names_only_settings_that_exist(name: str) -> None:
 )
 def test_the_settings_move_the_limits(settings: dict[str, float], expected: set[str]) -> None:
     """A user who knows the data could not tell the rules so."""
-    rows = change(lambda r: r["id"] == "ant-val-0", width=5)(sound())
+    rows = change(lambda r: r["id"] == "ant-val-0", width=5, height=5)(sound())
     assert set(failed(validate(dataset_of(rows, broken=1), ValidateSettings(**settings)))) == expected
 
 
@@ -230,10 +281,10 @@ def test_an_expectation_that_raises_is_critical(severity: str, monkeypatch: pyte
     """A user's data would pass a check that was never made."""
     import great_expectations.expectations as gxe
 
-    original = graftwork.validate.suite
+    original = graftwork.validate.standard_rules
     unknown = gxe.ExpectColumnValuesToBeBetween(column="no_such_column", max_value=1)
     extra = Rule("odd", severity, "examples", unknown, "{count} are odd ({examples})")
-    monkeypatch.setattr(graftwork.validate, "suite", lambda *arguments: [*original(*arguments), extra])
+    monkeypatch.setattr(graftwork.validate, "standard_rules", lambda *arguments: [*original(*arguments), extra])
     result = validate(dataset_of(sound()), ValidateSettings())
     assert failed(result) == {"odd": ("critical", 0)} and result.warnings == [] and not result.summary["passed"]
     assert result.critical[0].startswith("odd: could not be checked (") and "no_such_column" in result.critical[0]
@@ -267,7 +318,8 @@ def test_the_page_shows_names_and_runs_none_of_them() -> None:
     result = validate(dataset_of(rows, classes, evil), ValidateSettings())
     assert set(failed(result)) == {"decodable", "all_decodable", "content_has_one_label", "test_has_every_class"}
     page = Page(result.html)
-    assert not {"script", "img", "svg"} & set(page.elements)
+    assert not {"script", "svg"} & set(page.elements)
+    assert all(v.startswith("data:image/") for a, v in page.attributes if a == "src" and v)
     assert not [a for a, _ in page.attributes if a.startswith("on")]
     for name in (*classes, *evil):
         assert " ".join(name.split()) in " ".join(page.text.split())
@@ -280,9 +332,9 @@ def test_the_page_is_one_file_and_says_what_was_found() -> None:
     page = Page(result.html)
     assert not [v for a, v in page.attributes if a in ("src", "href") and v and not v.startswith(("#", "data:"))]
     assert "url(http" not in result.html and "@import" not in result.html
-    for text in ("The data did not pass", "ant/broken0.png", "cut off", "2 × .txt", "train_has_every_class", "0" * 32):
+    for text in ("Not good to train on", "ant/broken0.png", "cut off", "2 × .txt", "train_has_every_class", "0" * 32):
         assert text in page.text
-    assert "The data passed" in validate(dataset_of(sound()), ValidateSettings()).html
+    assert "Good to train on" in validate(dataset_of(sound()), ValidateSettings()).html
 
 
 def test_many_broken_images_are_cut_short_and_counted() -> None:
@@ -292,3 +344,60 @@ def test_many_broken_images_are_cut_short_and_counted() -> None:
     assert "The first 200 of 500." in result.html
     assert len(json.dumps(result.summary, allow_nan=False)) < 100_000
     assert all(len(r["examples"]) <= 5 for r in result.summary["rules"])
+
+
+# ---- drift ---------------------------------------------------------------------------------------------------------------------
+
+
+def many(**values: Callable[[int], object]) -> Dataset:
+    """600 examples of two classes, with ``values`` of their number."""
+    rows = sound(("ant", "bee"))
+    rows = [{**rows[n % 24], "id": str(n), "sha256": str(n), "source": f"{n}.png"} for n in range(600)]
+    return dataset_of([{**r, **{k: f(n) for k, f in values.items()}} for n, r in enumerate(rows)], ("ant", "bee"))
+
+
+def spread(low: float, high: float, seed: int) -> Callable[[int], float]:
+    values = np.random.default_rng(seed).uniform(low, high, 600)
+    return lambda n: float(values[n])
+
+
+DRIFTS: dict[str, tuple[dict[str, Callable[[int], object]], set[str]]] = {
+    "none": ({"brightness": spread(50, 200, 2)}, set()),
+    "darker": ({"brightness": spread(20, 120, 2)}, {"drift_brightness"}),
+    "fewer of one class": ({"label": lambda n: "ant" if n % 10 else "bee"}, {"drift_class_shares"}),
+    "washed out": ({"contrast": lambda n: 15.0}, {"drift_contrast"}),
+    "grey": ({"saturation": lambda n: 0.0}, {"drift_saturation"}),
+    "smaller": ({"width": lambda n: 32, "height": lambda n: 24}, {"drift_side"}),
+    "upright": ({"width": lambda n: 48, "height": lambda n: 64}, {"drift_aspect"}),
+}
+
+
+@pytest.mark.parametrize("name", DRIFTS)
+def test_each_kind_of_drift_is_told(name: str) -> None:
+    """A user's camera, crop or mixture of classes would change, and the model be retrained on it unnoticed; or the warning would never be silent."""
+    values, expected = DRIFTS[name]
+    brightness = {"brightness": spread(50, 200, 1)}
+    reference = profile(many(**brightness)) | {"champion": "flowers version 3"}
+    result = validate(
+        many(**({"brightness": spread(50, 200, 3)} | values)), ValidateSettings(near_duplicates=False), reference
+    )
+    assert set(failed(result)) == expected
+    assert all("flowers version 3" in w for w in result.warnings)
+
+
+def test_other_classes_than_the_champions_are_told() -> None:
+    """A user would learn after hours of training that the champion cannot be compared."""
+    reference = profile(dataset_of(sound()))
+    result = validate(
+        dataset_of(sound(("ant", "bee", "{cow}")), ("ant", "bee", "{cow}")), ValidateSettings(), reference
+    )
+    assert set(failed(result)) == {"label_set_as_before", "drift_class_shares"}
+    assert "(-cat, +{cow})" in result.warnings[0]
+
+
+def test_the_classes_that_are_given_must_be_there() -> None:
+    """A user's renamed folder would become a class of its own, and another be missing."""
+    result = validate(dataset_of(sound()), ValidateSettings(classes=["ant", "bee", "dog", "{x}"]))
+    assert failed(result) == {"label_set": ("critical", 12), "classes_present": ("critical", 0)}
+    assert "there is no image of dog, {x};" in result.critical[1]
+    assert failed(validate(dataset_of(sound()), ValidateSettings(classes=["cat", "bee", "ant"]))) == {}

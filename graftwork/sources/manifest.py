@@ -1,0 +1,609 @@
+"""A manifest: a table with a row an example (CSV, TSV or Parquet; on this machine or on S3) that names its path and its label.
+
+The table stays in Arrow's columns; records are made one batch after the other, so a million rows cost tens of megabytes.
+"""
+
+import codecs
+import csv
+import gzip
+import hashlib
+import io
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from graftwork.errors import UserError, one_line
+from graftwork.sources.record import (
+    SPLIT_NAMES,
+    Content,
+    DataSource,
+    File,
+    Record,
+    Unreadable,
+    exists,
+    local_path,
+    printable,
+    regular,
+)
+
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".parquet")
+COLUMNS = {
+    "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "uri"),
+    "label": ("label", "class", "target", "category", "y"),
+    "split": ("split",),
+    "group": ("group", "group_id", "patient", "patient_id"),
+    "time": ("time", "timestamp", "date"),
+    "weight": ("weight", "sample_weight"),
+}
+REQUIRED = ("path", "label")
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+HEADER_BYTES = 2**20
+CSV_BYTES = 2 * 2**30  # held in memory while it is parsed: what unpacks to more is refused
+BATCH = 10_000
+SCHEME = r"^[a-zA-Z][a-zA-Z0-9+.\-]*://"
+KNOWN_SCHEME = r"^(file:///|s3://[^/]+/.)"
+NUMBER = r"^-?(\d+(\.\d*)?|\.\d+)([eE][+\-]?\d+)?$"
+REPEATED = "rows that repeat a path"
+Where = Callable[[int], str]
+
+
+def open_manifest(uri: str) -> DataSource | None:
+    """Return the manifest at ``uri``, read and checked; None where its name is not a manifest's.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or a row of it cannot be meant; the row is named.
+    """
+    name = uri.rsplit("/", 1)[-1]
+    if not name.lower().endswith(SUFFIXES):
+        return None
+    shown, parquet = one_line(uri), name.lower().endswith(".parquet")
+    if uri.startswith("s3://"):
+        from graftwork.sources.s3 import read_object
+
+        data = read_object(uri)
+        table = read_parquet(shown, io.BytesIO(data)) if parquet else read_csv(shown, unpacked(shown, name, data))
+        return ManifestSource(shown, name, uri.rsplit("/", 1)[0], table, hashlib.sha256(data).hexdigest())
+    if "\0" in uri or ("://" in uri and not uri.startswith("file://")):
+        return None
+    path = local_path(uri)
+    try:
+        if path.is_dir():
+            return None
+        with regular(path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            # Of Parquet, only the columns that are needed are read.
+            table = read_parquet(shown, file) if parquet else read_csv(shown, unpacked(shown, name, file))
+    except FileNotFoundError:
+        raise UserError(f"data {shown}: no such file; check the path") from None
+    except OSError as error:
+        reason = one_line(error.strerror or error, 120)
+        raise UserError(f"data {shown}: cannot be read ({reason}); give a file that you may read") from None
+    return ManifestSource(shown, path.name, str(path.absolute().parent), table, digest)
+
+
+class Table(NamedTuple):
+    """The columns that were found, by role: Arrow arrays of text without blanks at the ends, "" where there is nothing."""
+
+    columns: dict[str, Any]
+    where: Where  # names a row, counted from 0 here and from 1 in the name
+
+
+class ManifestSource:
+    """Rows of a manifest. ``base`` is the folder, or the s3:// prefix, that relative paths start from."""
+
+    def __init__(self, shown: str, file_name: str, base: str, table: Table, digest: str) -> None:
+        columns, where = table
+        if not len(columns["path"]):
+            raise UserError(f"data {shown}: has a header and no rows; add a row for each example")
+        paths = checked_paths(shown, columns["path"], where)
+        splits = checked_splits(shown, columns["split"], where) if "split" in columns else None
+        weights = checked_weights(shown, columns["weight"], where) if "weight" in columns else None
+        times = checked_times(shown, columns["time"], where) if "time" in columns else None
+        labels = columns["label"].dictionary_encode()
+        check_classes(shown, labels.dictionary.to_pylist())
+
+        self.name = printable(re.sub(r"(?i)\.(csv\.gz|csv|tsv|parquet)$", "", file_name)) or "data"
+        self.base = base
+        self._digest = digest
+        rows, nth = distinct_rows(paths, labels, splits)
+        self._dropped = len(paths) - len(rows)
+        self._rows = rows
+        self._paths = paths.take(rows)
+        self._labels = labels.take(rows)
+        self._splits = None if splits is None else splits.take(rows)
+        self._groups = columns["group"].dictionary_encode().take(rows) if "group" in columns else None
+        self._times = None if times is None else times.take(rows)
+        self._weights = None if weights is None else weights[rows]
+        self._keys = keys_of_repeated(self._paths, nth)
+        self._objects = self._find_objects()
+        self.readers = 16 if self._objects else os.cpu_count() or 1
+
+    def _find_objects(self) -> dict[str, Any]:
+        """Return what S3 has at every s3:// path of the manifest: the objects, with their versions, or None where there is none."""
+        import pyarrow.compute as pc
+
+        remote = pc.starts_with(self._paths, "s3://")
+        if self.base.startswith("s3://"):
+            elsewhere = pc.or_(pc.starts_with(self._paths, "/"), pc.starts_with(self._paths, "file://"))
+            remote = pc.and_(pc.invert(elsewhere), pc.not_equal(self._paths, ""))
+        uris = dict.fromkeys(
+            uri for path in self._paths.filter(remote).unique().to_pylist() for uri in self._object_uris(path)
+        )
+        if not uris:
+            return {}
+        from graftwork.sources.s3 import objects
+
+        return objects(list(uris))
+
+    def _object_uris(self, path: str) -> list[str]:
+        """Return where ``path`` may lie on S3: as it is written, then with Windows's separators turned."""
+        if path.startswith("s3://"):
+            return [path]
+        if not self.base.startswith("s3://") or path.startswith(("/", "file://")):
+            return []
+        return [f"{self.base}/{p}" for p in dict.fromkeys((path, path.replace("\\", "/")))]
+
+    def _content(self, path: str) -> Content:
+        if not path:
+            return Unreadable("no path")
+        if uris := self._object_uris(path):
+            found = (self._objects.get(uri) for uri in uris)
+            return next((o for o in found if o is not None), Unreadable("no such object"))
+        if "\0" in path:
+            return Unreadable("no such file")
+        if path.startswith("file://"):
+            return File(local_path(path))
+        file = Path(self.base, path)
+        if "\\" in path and not exists(file) and exists(turned := Path(self.base, path.replace("\\", "/"))):
+            return File(turned)
+        return File(file)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self._digest}\0{self.base}\n".encode("utf-8", "surrogateescape"))
+
+        def versions(start: int) -> bytes:
+            paths = self._paths.slice(start, BATCH).to_pylist()
+            lines = "\n".join(self._content(p).version() for p in paths)
+            return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).digest()
+
+        with ThreadPoolExecutor(self.readers) as pool:
+            for part in pool.map(versions, range(0, len(self._paths), BATCH)):
+                digest.update(part)
+        return digest.hexdigest()[:32]
+
+    def records(self) -> Iterator[Record]:
+        def batch(column: Any, start: int, missing: Any = "") -> list[Any]:
+            if column is None:
+                return [missing] * min(BATCH, len(self._paths) - start)
+            part = column[start : start + BATCH]
+            return part.tolist() if isinstance(part, np.ndarray) else part.to_pylist()
+
+        columns = (self._paths, self._labels, self._splits, self._groups, self._times, self._rows)
+        for start in range(0, len(self._paths), BATCH):
+            rows = zip(*(batch(c, start) for c in columns), batch(self._weights, start, 1.0), strict=True)
+            for n, (path, label, split, group, time, row, weight) in enumerate(rows, start):
+                key = self._keys.get(n, path) or f"(no path, row {row + 1})"
+                content = self._content(path) if label or not path else Unreadable("no label")
+                yield Record(key, label, split, content, group, time, weight)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def skipped(self) -> dict[str, int]:
+        return {REPEATED: self._dropped} if self._dropped else {}
+
+
+# ---- CSV -----------------------------------------------------------------------------------------------------------------------
+
+
+def unpacked(shown: str, name: str, file: Any) -> bytes:
+    """Return the text of ``file``, bytes or an open file, unpacked where its ``name`` says that it is packed."""
+    raw = io.BytesIO(file) if isinstance(file, bytes) else file
+    try:
+        with gzip.open(raw) if name.lower().endswith(".gz") else raw as stream:
+            data: bytes = stream.read(CSV_BYTES + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"data {shown}: is no whole gzip file ({one_line(error, 120)}); pack it again, or give it unpacked"
+        ) from None
+    if len(data) > CSV_BYTES:
+        raise UserError(f"data {shown}: holds more than {CSV_BYTES >> 30} GiB of text; save it as Parquet")
+    return data
+
+
+def read_csv(shown: str, data: bytes) -> Table:
+    """Parse a CSV file; the separator is the one that yields the columns that are needed."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    data = as_utf8(shown, data)
+    if not data.strip():
+        raise UserError(f"data {shown}: is empty; its first row must name the columns, path and label at least")
+    header = read_header(shown, data)
+    name_of = {role: str(n) for role, n in header.columns.items()}
+    body = pa.py_buffer(data).slice(header.length) if header.length < len(data) else pa.py_buffer(b"\n")
+    unusable: list[Any] = []
+
+    def refuse(row: Any) -> str:
+        unusable.append(row)
+        return "error"
+
+    def parse(threads: bool) -> Any:
+        return pa.csv.read_csv(
+            pa.BufferReader(body),
+            pa.csv.ReadOptions(
+                column_names=[str(n) for n in range(header.width)], use_threads=threads, block_size=2**23
+            ),
+            pa.csv.ParseOptions(
+                delimiter=header.separator, newlines_in_values=b'"' in data, invalid_row_handler=refuse
+            ),
+            pa.csv.ConvertOptions(
+                include_columns=list(name_of.values()),
+                column_types={name: pa.string() for name in name_of.values()},
+                strings_can_be_null=False,
+            ),
+        )
+
+    where = csv_rows(data)
+    try:
+        table = parse(threads=True)
+    except pa.ArrowException as error:
+        if unusable:  # rows are counted only where one thread reads them
+            unusable.clear()
+            try:
+                parse(threads=False)
+            except pa.ArrowException:
+                row = unusable[0]
+                raise UserError(
+                    f"data {shown}: {where(row.number - 1)} has {row.actual_columns} fields where the header has {row.expected_columns}: "
+                    f"'{one_line(row.text, 80)}'; "
+                    + (
+                        "close the quote that it opens"
+                        if row.text.count('"') % 2
+                        else f"put quotes around a value that holds a {SEPARATORS[header.separator]}"
+                    )
+                ) from None
+        raise UserError(
+            f"data {shown}: is no CSV file that can be parsed ({one_line(error, 150)}); save it again, as CSV in UTF-8"
+        ) from None
+    return Table({role: text_column(shown, role, table.column(name)) for role, name in name_of.items()}, where)
+
+
+def as_utf8(shown: str, data: bytes) -> bytes:
+    """Return ``data`` as UTF-8 without a byte order mark; what is neither UTF-8 nor marked as UTF-16 is refused, with the place."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            data = data.decode("utf-16").encode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"data {shown}: is marked as UTF-16 and is not, at byte {error.start}; save it as UTF-8"
+            ) from None
+    data = data.removeprefix(codecs.BOM_UTF8)
+    nul = data.find(b"\0")
+    if nul >= 0:
+        raise UserError(f"data {shown}: holds a NUL byte at byte {nul}{place(data, nul)}; save it as UTF-8 text")
+    decoder, step = codecs.getincrementaldecoder("utf-8")(), 2**24
+    for start in range(0, len(data) or 1, step):  # in parts: as one string it could take four times the memory
+        pending = len(decoder.getstate()[0])
+        try:
+            decoder.decode(data[start : start + step], final=start + step >= len(data))
+        except UnicodeDecodeError as error:
+            at = start - pending + error.start
+            raise UserError(
+                f"data {shown}: is not UTF-8 at byte {at}{place(data, at)}, 0x{data[at]:02x}; save it as UTF-8"
+            ) from None
+    return data
+
+
+def place(data: bytes, offset: int) -> str:
+    """Say which row and line ``offset`` is in; before anything is parsed, a row is known only where no value can span lines."""
+    line = data.count(b"\n", 0, offset) + 1
+    row = f" ({csv_rows(data)(line - 2)})" if line > 1 and one_row_a_line(data) else f" (line {line})"
+    return row if b"\n" in data else ""
+
+
+def csv_rows(data: bytes) -> Where:
+    """Name rows, and their lines where these are certain."""
+    return lambda row: f"row {row + 1} (line {row + 2})" if one_row_a_line(data) else f"row {row + 1}"
+
+
+def one_row_a_line(data: bytes) -> bool:
+    blank = data.startswith((b"\n", b"\r\n")) or b"\n\n" in data or b"\n\r\n" in data
+    return not blank and b'"' not in data and data.count(b"\r") == data.count(b"\r\n")
+
+
+class Header(NamedTuple):
+    separator: str
+    columns: dict[str, int]  # role to position
+    width: int
+    length: int  # in bytes, with the line's end
+
+
+def read_header(shown: str, data: bytes) -> Header:
+    """Find the separator and the columns by the first row."""
+    text = data[:HEADER_BYTES].decode("utf-8", "ignore")
+    failures: list[tuple[int, UserError]] = []
+    for separator in SEPARATORS:
+        lengths: list[int] = []
+
+        def lines(lengths: list[int] = lengths) -> Iterator[str]:
+            for line in io.StringIO(text, newline=""):
+                lengths.append(len(line.encode()))
+                yield line
+
+        try:
+            names = next((row for row in csv.reader(lines(), delimiter=separator) if row), [])
+            return Header(separator, find_columns(shown, names), len(names), sum(lengths))
+        except UserError as error:
+            failures.append((len(names), error))
+        except csv.Error:  # one field of more than 128 KiB: a quote that is not closed
+            continue
+    if not failures:
+        raise UserError(
+            f"data {shown}: its first row has no end; close its quote, or give a file whose first row names the columns"
+        )
+    raise max(failures, key=lambda failure: failure[0])[1]
+
+
+def find_columns(shown: str, names: list[str]) -> dict[str, int]:
+    """Return the position of the column for each role that has one."""
+    plain = [name.strip().lower() for name in names]
+    found = one_line(", ".join(f"'{name.strip()}'" for name in names), 200)
+    columns: dict[str, int] = {}
+    for role, aliases in COLUMNS.items():
+        positions = [n for n, name in enumerate(plain) if name in aliases]
+        if len(positions) > 1:
+            several = ", ".join(f"'{names[n].strip()}'" for n in positions)
+            raise UserError(
+                f"data {shown}: {len(positions)} columns could be the {role}: {one_line(several)}; keep one (columns found: {found})"
+            )
+        if positions:
+            columns[role] = positions[0]
+        elif role in REQUIRED:
+            raise UserError(
+                f"data {shown}: no column for the {role} ({', '.join(aliases)}) among the columns found: {found}; name it in the first row"
+            )
+    return columns
+
+
+# ---- Parquet -------------------------------------------------------------------------------------------------------------------
+
+
+def read_parquet(shown: str, file: Any) -> Table:
+    """Read the columns of an open Parquet file that are needed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        columns = find_columns(shown, names)
+        table = parquet.read(columns=[names[n] for n in columns.values()])
+    except (pa.ArrowException, OSError) as error:
+        reason = one_line(str(error).partition("\n")[0], 120)
+        raise UserError(
+            f"data {shown}: is not Parquet, or is damaged ({reason}); write it again, or copy it again"
+        ) from None
+    return Table(
+        {role: text_column(shown, role, table.column(names[n])) for role, n in columns.items()},
+        lambda row: f"row {row + 1}",
+    )
+
+
+def text_column(shown: str, role: str, column: Any) -> Any:
+    """Return a column as one array of text, without blanks at the ends, "" for null.
+
+    Raises:
+        UserError: it holds what is no single value (a list, a struct), or bytes that are not UTF-8.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        text = pc.utf8_trim_whitespace(pc.fill_null(as_text(column).cast(pa.large_string()), ""))
+    except pa.ArrowException as error:
+        raise UserError(
+            f"data {shown}: the column for the {role} is of type {one_line(column.type, 80)} and cannot be taken as text "
+            f"({one_line(str(error).partition(chr(10))[0], 80)}); give text or numbers"
+        ) from None
+    return pa.concat_arrays(text.chunks) if text.num_chunks else pa.array([], pa.large_string())
+
+
+def as_text(column: Any) -> Any:
+    """Return a column as text: whole numbers without a point, dates as ISO 8601."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind, text = column.type, pa.string()
+    if pa.types.is_dictionary(kind):
+        return as_text(column.cast(kind.value_type))
+    if pa.types.is_floating(kind):
+        number = column.cast(pa.float64())
+        number = pc.if_else(pc.is_nan(number), None, number)  # pandas's sign for "missing"
+        whole = pc.fill_null(pc.and_(pc.equal(pc.floor(number), number), pc.less(pc.abs(number), 2.0**53)), False)
+        return pc.if_else(whole, pc.if_else(whole, number, 0.0).cast(pa.int64()).cast(text), number.cast(text))
+    if pa.types.is_decimal(kind):
+        return pc.replace_substring_regex(column.cast(text), r"\.0+$", "")
+    if pa.types.is_date(kind):
+        return column.cast(pa.date32()).cast(text)
+    if pa.types.is_timestamp(kind):
+        # Of a column with a time zone, this is the time in UTC.
+        moment = column.cast(pa.timestamp("us"), safe=False).cast(text)
+        moment = pc.replace_substring_regex(pc.replace_substring(moment, " ", "T"), r"\.0+$", "")
+        if kind.tz:
+            return pc.binary_join_element_wise(moment, "Z", "")
+        return pc.replace_substring_regex(moment, "T00:00:00$", "")
+    return column.cast(text)
+
+
+# ---- checks --------------------------------------------------------------------------------------------------------------------
+
+
+def first(mask: Any) -> int:
+    """Return the position of the first true value; -1: there is none."""
+    import pyarrow.compute as pc
+
+    return int(pc.index(mask, True).as_py())
+
+
+def checked_paths(shown: str, paths: Any, where: Where) -> Any:
+    """Return the paths, normalised.
+
+    Raises:
+        UserError: one is of a scheme that is not read, or climbs out of the manifest's folder.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    scheme = pc.match_substring_regex(paths, SCHEME)
+    bad = first(pc.and_(scheme, pc.invert(pc.match_substring_regex(paths, KNOWN_SCHEME))))
+    if bad >= 0:
+        raise UserError(
+            f"data {shown}: {where(bad)}: '{one_line(paths[bad], 120)}' cannot be read; give a path, file:///path or s3://bucket/key"
+        )
+    # Few paths, if any, have something to normalise: an empty part, "." or "..".
+    odd = pc.match_substring_regex(paths, r"(^|[/\\])\.{0,2}([/\\]|$)")
+    relative = pc.invert(pc.or_(scheme, pc.or_(pc.starts_with(paths, "/"), pc.equal(paths, ""))))
+    odd = pc.and_(odd, relative)
+    positions = np.flatnonzero(odd.to_numpy(zero_copy_only=False))
+    if not len(positions):
+        return paths
+    normal = []
+    for position, path in zip(positions, paths.take(positions).to_pylist(), strict=True):
+        if os.path.normpath(path.replace("\\", "/")).split("/")[0] == "..":
+            raise UserError(
+                f"data {shown}: {where(int(position))}: '{one_line(path, 120)}' leads out of the manifest's folder; write an absolute path"
+            )
+        normal.append(os.path.normpath(path))
+    return pc.replace_with_mask(paths, odd, pa.array(normal, paths.type))
+
+
+def checked_splits(shown: str, splits: Any, where: Where) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    encoded = pc.utf8_lower(splits).dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    known = [SPLIT_NAMES.get(name, "" if not name else None) for name in names]
+    bad = first(pc.is_in(encoded.indices, pa.array([n for n, k in enumerate(known) if k is None], pa.int32())))
+    if bad >= 0:
+        raise UserError(
+            f"data {shown}: {where(bad)}: split '{one_line(splits[bad], 80)}' is not known; give train, val or test, or leave it empty"
+        )
+    if "" not in known and "train" not in known:
+        raise UserError(f"data {shown}: has rows of {', '.join(sorted(set(names)))} but no row of train; add some")
+    return pa.DictionaryArray.from_arrays(encoded.indices, pa.array(known, pa.string()))
+
+
+def checked_weights(shown: str, weights: Any, where: Where) -> npt.NDArray[np.float64]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    weights = pc.if_else(pc.equal(weights, ""), "1", weights)
+    number = pc.match_substring_regex(weights, NUMBER)
+    values = pc.if_else(number, weights, "nan").cast(pa.float64()).to_numpy()
+    good = np.isfinite(values) & (values > 0)
+    if not good.all():
+        bad = int(np.flatnonzero(~good)[0])
+        raise UserError(
+            f"data {shown}: {where(bad)}: weight '{one_line(weights[bad], 80)}' is not a number above 0; mend it, or leave it empty for 1"
+        )
+    return values
+
+
+def checked_times(shown: str, times: Any, where: Where) -> Any:
+    """Return times as text in UTC, all of one form, so that they sort as times do; "" stays.
+
+    Numbers are Unix time (in seconds, or in the finer unit that their size shows); four and eight digits throughout are years and days.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    given = pc.not_equal(times, "")
+    numbers = pc.all(pc.or_(pc.match_substring_regex(times, NUMBER), pc.invert(given))).as_py()
+    dates = pc.all(pc.or_(pc.match_substring_regex(times, r"^(\d{4}|\d{8})$"), pc.invert(given))).as_py()
+    if numbers and not dates:
+        values = pc.if_else(given, times, "nan").cast(pa.float64()).to_numpy()
+        largest = np.nanmax(np.abs(values), initial=0.0)
+        microseconds = values * next(
+            (m for limit, m in ((1e11, 1e6), (1e14, 1e3), (1e17, 1.0)) if largest < limit), 1e-3
+        )
+        known = np.abs(microseconds - 9.5e16) < 1.55e17  # the years 72 to 9892
+        moments = pa.array(np.where(known, microseconds, 0).round().astype(np.int64), pa.timestamp("us"))
+    else:
+        # Finer than microseconds makes pandas hold fewer years; "now" and "today" it would take as well.
+        text = pc.replace_substring_regex(times, r"(\.\d{6})\d+", r"\1")
+        text = pc.if_else(pc.match_substring_regex(text, r"^\d"), text, None)
+        parsed = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
+        known = parsed.notna().to_numpy()
+        moments = pa.array(parsed.dt.tz_localize(None)).cast(pa.timestamp("us"), safe=False)
+    bad = first(pc.and_(given, pa.array(~known)))
+    if bad >= 0:
+        raise UserError(
+            f"data {shown}: {where(bad)}: time '{one_line(times[bad], 80)}' is not understood; write it as 2024-01-31 or 2024-01-31T12:00:00Z"
+        )
+    text = pc.binary_join_element_wise(pc.replace_substring(moments.cast(pa.string()), " ", "T"), "Z", "")
+    return pc.if_else(given, text, "")
+
+
+def check_classes(shown: str, labels: list[str]) -> None:
+    labels = [label for label in labels if label]
+    if not labels:
+        raise UserError(f"data {shown}: no row has a label; fill in the column for the label")
+    if len(labels) < 2:
+        raise UserError(
+            f"data {shown}: only one class, '{one_line(labels[0])}'; a classifier needs examples of at least two classes"
+        )
+
+
+# ---- rows that share a path ----------------------------------------------------------------------------------------------------
+
+
+def distinct_rows(paths: Any, labels: Any, splits: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the rows that repeat no earlier row's path, label and split, and for each of them how many before it have its path.
+
+    A path under two labels, or in two splits, stays: validation has rules for both, and they name the rows.
+    """
+    encoded = paths.dictionary_encode()
+    path = encoded.indices.to_numpy().astype(np.int64)
+    texts = encoded.dictionary
+    empty = texts.index("").as_py()
+    if empty >= 0:  # rows without a path are no repetition of one another
+        path = np.where(path == empty, len(texts) + np.arange(len(path)), path)
+    whole = path * len(labels.dictionary) + labels.indices.to_numpy()
+    if splits is not None:
+        place = splits.dictionary.dictionary_encode().indices.to_numpy()[splits.indices.to_numpy()]
+        whole = whole * len(splits.dictionary) + place
+    rows = np.sort(np.unique(whole, return_index=True)[1]).astype(np.int64)
+    order = np.argsort(path[rows], kind="stable")
+    ordered = path[rows][order]
+    starts = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    position = np.arange(len(rows))
+    nth = np.empty(len(rows), np.int64)
+    nth[order] = position - np.maximum.accumulate(np.where(starts, position, 0))
+    return rows, nth
+
+
+def keys_of_repeated(paths: Any, nth: npt.NDArray[np.int64]) -> dict[int, str]:
+    """Return a key for each row whose path an earlier row has: ``path (2)``, and so on; a path of that very name is stepped over."""
+    positions = np.flatnonzero(nth)
+    if not len(positions):
+        return {}
+    taken = {path for path in paths.to_pylist() if path.endswith(")")}
+    keys: dict[int, str] = {}
+    for position, path, again in zip(
+        positions.tolist(), paths.take(positions).to_pylist(), nth[positions].tolist(), strict=True
+    ):
+        keys[position] = next(key for n in count(again + 1) if (key := f"{path} ({n})") not in taken)
+        taken.add(keys[position])
+    return keys
