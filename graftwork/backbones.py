@@ -139,18 +139,10 @@ def find_weights(settings: FeatureSettings) -> tuple[dict[str, Tensor] | None, d
 def fetch(uri: str, folder: Path) -> Path:
     """Return a local file for ``uri``: a path, a Model folder, ``file://`` or ``s3://bucket/key``."""
     if uri.startswith("s3://"):
-        import boto3
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
+        from graftwork.sources.s3 import download
 
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        path = folder / (Path(key).name or "weights")
-        try:
-            boto3.client("s3").download_file(bucket, key, str(path))
-        except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
-            raise UserError(
-                f"weights {uri}: cannot be fetched ({one_line(error, 150)}); check the bucket, the key and the AWS_ variables"
-            ) from None
+        path = folder / (Path(uri).name or "weights")
+        download(uri, path, what="weights")
         return path
     if "://" in uri and not uri.startswith("file://"):
         raise UserError(f"weights {one_line(uri)}: only files and s3:// can be read; download it and give the file")

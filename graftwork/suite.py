@@ -39,7 +39,7 @@ def parse_suite(text: str) -> dict[str, Any]:
     if not text.strip():
         return {}
     try:
-        found = yaml.safe_load(text)
+        found = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""

@@ -427,6 +427,9 @@ def pipeline_parameters(options: dict[str, Any], assignments: list[str]) -> dict
                 + (f"did you mean {near[0]}?" if near else "see 'graftwork settings'")
             )
         values[key] = parse_value(text)
+        if key == "classes":  # names, even where they look like numbers
+            words = values[key] if text.lstrip().startswith("[") else text.split(",")
+            values[key] = [str(word).strip() for word in words] if isinstance(words, list) else words
     for name, value in values.items():
         if isinstance(value, str) and "{{$" in value:
             raise UserError(f"setting {name}: holds '{{{{$', which KFP would replace; rename the file or folder")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from graftwork.dataset import SCHEMA, SPLITS, Dataset, dataset_digest, open_dataset
+from graftwork.dataset import CHANGES, SCHEMA, SPLITS, Dataset, dataset_digest, difference, open_dataset
 from graftwork.errors import UserError
 from graftwork.ingest import ingest
 from graftwork.settings import IngestSettings
@@ -145,3 +145,52 @@ def test_a_line_break_in_the_folders_name_stays_out_of_the_message(packed: Datas
     with pytest.raises(UserError) as raised:
         open_dataset(folder, "0" * 32)
     assert "\n" not in str(raised.value)
+
+
+# ---- what changed --------------------------------------------------------------------------------------------------------------
+
+
+def made(rows: list[tuple[str, str, str]], classes: str = "ab") -> Dataset:
+    """A dataset of (content, label, split), without shards."""
+    columns = {"sha256": [r[0] for r in rows], "label": [r[1] for r in rows], "split": [r[2] for r in rows]}
+    return Dataset(Path("nowhere"), {"classes": list(classes), "digest": "", "name": ""}, pa.table(columns))
+
+
+def changes(before: list[tuple[str, str, str]], after: list[tuple[str, str, str]], **options: str) -> dict:
+    found = difference(made(before), made(after, **options))
+    return found | {"rows": {(r["label"], r["split"]): {k: r[k] for k in CHANGES if r[k]} for r in found["rows"]}}
+
+
+OLD = [("1", "a", "train"), ("2", "a", "train"), ("3", "b", "val"), ("4", "b", "test"), ("4", "b", "test")]
+
+
+def test_the_same_examples_in_another_order_are_no_change() -> None:
+    """A user would search for a change that there is not."""
+    found = changes(OLD, OLD[::-1])
+    assert found["rows"] == {} and found["total"] == {"added": 0, "removed": 0, "moved": 0, "relabelled": 0, "kept": 5}
+
+
+def test_each_kind_of_change_is_counted_where_it_happened() -> None:
+    """A user could not tell twenty new images from twenty whose label was changed."""
+    after = [("1", "a", "test"), ("2", "b", "train"), ("3", "b", "val"), ("4", "b", "test"), ("5", "a", "val")]
+    found = changes(OLD, after)
+    assert found["total"] == {"added": 1, "removed": 1, "moved": 1, "relabelled": 1, "kept": 2}
+    assert found["rows"] == {
+        ("a", "train"): {"before": 2, "to_splits": 1, "to_labels": 1},
+        ("a", "val"): {"after": 1, "added": 1},
+        ("a", "test"): {"after": 1, "from_splits": 1},
+        ("b", "train"): {"after": 1, "from_labels": 1},
+        ("b", "test"): {"before": 2, "after": 1, "removed": 1},
+    }
+
+
+def test_a_copy_more_is_an_example_more() -> None:
+    """A user's image that is now there twice would be no change, though the digest is another."""
+    assert changes(OLD, [*OLD, ("1", "a", "train")])["total"]["added"] == 1
+
+
+def test_classes_that_came_and_went_are_named() -> None:
+    """A user's lost class would be one line among a thousand."""
+    found = changes(OLD, [("1", "c", "train")], classes="ac")
+    assert (found["classes_added"], found["classes_removed"]) == (["c"], ["b"])
+    assert found["total"] == {"added": 0, "removed": 4, "moved": 0, "relabelled": 1, "kept": 0}

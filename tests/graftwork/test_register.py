@@ -134,6 +134,14 @@ def test_registered_version_holds_no_pickle_and_says_where_it_comes_from(
     assert declared.inputs.input_names() == ["image"] and "label" in declared.outputs.input_names()
 
 
+def test_the_champions_data_is_what_later_data_is_compared_with(first, dataset, store) -> None:
+    """A user's next run would be compared with nothing, or with itself."""
+    from graftwork.drift import champion_profile, profile
+
+    found = champion_profile("digits model", store.uri)
+    assert found == profile(dataset) | {"champion": "digits model version 1"}
+
+
 def test_worse_challenger_does_not_replace_the_champion(first, dataset, baseline, store, tmp_path) -> None:
     """A bad retraining would go into service."""
     bad = worse(baseline, tmp_path / "bad")

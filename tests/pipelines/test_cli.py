@@ -41,6 +41,13 @@ def test_values_are_read_by_their_form() -> None:
     assert parse_value("0.5,0.4,0.3") == [0.5, 0.4, 0.3]
     assert parse_value("false") is False and parse_value("3") == 3 and parse_value("[1, 2]") == [1, 2]
     assert parse_value("bicubic") == "bicubic" and parse_value("a,b") == "a,b"
+    for text, classes in (
+        ("ant, bee", ["ant", "bee"]),
+        ("1,2", ["1", "2"]),
+        ("ant", ["ant"]),
+        ('["a,b", "c"]', ["a,b", "c"]),
+    ):
+        assert pipeline_parameters({"data": "x"}, [f"classes={text}"])["classes"] == classes
 
 
 def test_parameters_are_checked_before_anything_runs() -> None:
