@@ -75,9 +75,40 @@ class Dataset(NamedTuple):
             table = pq.read_table(self.folder / "signatures.parquet", columns=columns)
             return table.take(self.manifest["signature"])
         except (OSError, pa.ArrowInvalid, pa.ArrowIndexError) as error:
-            raise UserError(
-                f"dataset {one_line(self.folder)}: its signatures cannot be read ({one_line(error)}); run ingest_data again"
-            ) from None
+            raise self._unreadable(error) from None
+
+    def signature_bytes(self, widths: dict[str, int]) -> dict[str, npt.NDArray[np.uint8]]:
+        """Return binary columns of the signatures as arrays of shape (N, width), in the manifest's order.
+
+        They are filled a batch at a time: the thumbnails of a million images are a gigabyte, which must not be held twice.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        wanted = self.manifest["signature"].to_numpy()
+        order = np.argsort(wanted, kind="stable")
+        ordered = wanted[order]
+        found = {name: np.empty((len(wanted), width), np.uint8) for name, width in widths.items()}
+        start = 0
+        try:
+            for batch in pq.ParquetFile(self.folder / "signatures.parquet").iter_batches(8192, columns=list(widths)):
+                first, last = np.searchsorted(ordered, [start, start + len(batch)])
+                rows = order[first:last]
+                for name, width in widths.items():
+                    column = batch.column(name)
+                    values = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
+                    found[name][rows] = values.reshape(-1, width)[ordered[first:last] - start]
+                start += len(batch)
+            if len(ordered) and ordered[-1] >= start:
+                raise ValueError("it is too short")
+        except (OSError, ValueError, pa.ArrowInvalid) as error:
+            raise self._unreadable(error) from None
+        return found
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return UserError(
+            f"dataset {one_line(self.folder)}: its signatures cannot be read ({one_line(error)}); run ingest_data again"
+        )
 
     def read(self, rows: pa.Table) -> Iterator[bytes]:
         """Yield the encoded examples of ``rows``, one positioned read each; shards stay open, since rows may be in any order."""

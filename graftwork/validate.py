@@ -148,7 +148,7 @@ def tables(dataset: Dataset, settings: ValidateSettings, reference: dict[str, An
     split = np.asarray(pa_codes(rows["split"], list(SPLITS)))
     label = np.asarray(pa_codes(rows["label"], dataset.classes))
     content = codes(rows["sha256"].to_pandas())
-    signatures = dataset.signatures()
+    signatures = dataset.signatures(["brightness", "contrast", "saturation"])
     good = rows.select(["source", "label", "split", "group", "width", "height", "mode"]).to_pandas()
     for name in ("brightness", "contrast", "saturation"):
         good[name] = signatures[name].to_numpy()
@@ -161,7 +161,7 @@ def tables(dataset: Dataset, settings: ValidateSettings, reference: dict[str, An
     good["splits_with_this_group"] = 1
     if grouped.any():
         good.loc[grouped, "splits_with_this_group"] = distinct_within(codes(good["group"][grouped]), split[grouped])
-    near = near_duplicates(signatures, split, content) if settings.near_duplicates else (np.empty(0, np.int64),) * 2
+    near = near_duplicates(dataset, split, content) if settings.near_duplicates else (np.empty(0, np.int64),) * 2
     good["near_duplicates_in_other_splits"] = np.bincount(near[0], minlength=len(good))
     broken = pd.DataFrame(dataset.info["broken"], columns=["source", "label", "reason"]).assign(decodable=False)
     examples = pd.concat([good, broken.drop(columns="reason")], ignore_index=True) if len(broken) else good
@@ -220,20 +220,13 @@ def pairs_within(
 
 
 def near_duplicates(
-    signatures: Any, split: npt.NDArray[np.int64], content: npt.NDArray[np.int64]
+    dataset: Dataset, split: npt.NDArray[np.int64], content: npt.NDArray[np.int64]
 ) -> tuple[Index, Index]:
     """Return rows that look like a row of another split, each once, and that row; the surest first."""
     from graftwork import duplicates
 
-    def matrix(name: str, width: int) -> npt.NDArray[np.uint8]:
-        chunks = [
-            np.frombuffer(c.buffers()[1], np.uint8, len(c) * width, c.offset * width) for c in signatures[name].chunks
-        ]
-        return np.concatenate(chunks).reshape(-1, width) if chunks else np.empty((0, width), np.uint8)
-
-    found = duplicates.near_duplicates(
-        matrix("thumb", duplicates.SIDE**2), matrix("colour", 3), split.astype(np.int8), content
-    )
+    looks = dataset.signature_bytes({"thumb": duplicates.SIDE**2, "colour": 3})
+    found = duplicates.near_duplicates(looks["thumb"], looks["colour"], split.astype(np.int8), content)
     rows, partners = np.r_[found.first, found.second], np.r_[found.second, found.first]
     order = np.argsort(-np.r_[found.score, found.score], kind="stable")
     rows, partners = rows[order], partners[order]

@@ -1,14 +1,17 @@
 """The Dataset artifact, opened: what its readers rely on, and artifacts that must be refused."""
 
 import hashlib
+import io
 import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from graftwork.dataset import CHANGES, SCHEMA, SPLITS, Dataset, dataset_digest, difference, open_dataset
 from graftwork.errors import UserError
@@ -194,3 +197,33 @@ def test_classes_that_came_and_went_are_named() -> None:
     found = changes(OLD, [("1", "c", "train")], classes="ac")
     assert (found["classes_added"], found["classes_removed"]) == (["c"], ["b"])
     assert found["total"] == {"added": 0, "removed": 4, "moved": 0, "relabelled": 1, "kept": 0}
+
+
+# ---- signatures ----------------------------------------------------------------------------------------------------------------
+
+
+def test_signatures_are_those_of_the_rows(packed: Dataset) -> None:
+    """A user's near duplicates would be shown beside pictures that look nothing like them."""
+    looks = packed.signature_bytes({"thumb": 1024, "colour": 3})
+    table = packed.signatures()
+    assert looks["thumb"].tobytes() == b"".join(table["thumb"].to_pylist())
+    assert looks["colour"].tobytes() == b"".join(table["colour"].to_pylist())
+    some = packed._replace(manifest=packed.manifest.take([5, 2, 2, 30]))
+    assert [t.tobytes() for t in some.signature_bytes({"thumb": 1024})["thumb"]] == [
+        table["thumb"][n].as_py() for n in (5, 2, 2, 30)
+    ]
+    for row, data in zip(table.to_pylist(), packed.read(packed.manifest), strict=True):
+        with Image.open(io.BytesIO(data)) as image:
+            assert row["brightness"] == pytest.approx(np.asarray(image).mean(), abs=6)
+
+
+def test_signatures_that_are_cut_off_get_one_line(packed: Dataset, tmp_path: Path) -> None:
+    """A user's half-copied dataset would be judged by whatever was left of it."""
+    pq.write_table(packed.signatures().slice(0, 10), tmp_path / "signatures.parquet")
+    cut = packed._replace(folder=tmp_path)
+    for read in (lambda: cut.signature_bytes({"thumb": 1024}), cut.signatures):
+        with pytest.raises(UserError, match=r"its signatures cannot be read .*run ingest_data again"):
+            read()
+    (tmp_path / "signatures.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="its signatures cannot be read"):
+        cut.signature_bytes({"thumb": 1024})
