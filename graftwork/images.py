@@ -61,8 +61,7 @@ def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
     guard(max_pixels)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as opened:
-            if opened.width * opened.height > max_pixels:
-                raise BrokenImageError(f"{opened.width} x {opened.height} pixels, more than {max_pixels:,}")
+            refuse_unloaded(opened, max_pixels)
             opened.load()
             return to_rgb(ImageOps.exif_transpose(opened))
     except BrokenImageError:
@@ -94,9 +93,8 @@ def examine(data: bytes, max_pixels: int = 100_000_000, max_side: int = 0, look:
     guard(max_pixels)
     try:
         with Image.open(io.BytesIO(data)) as opened:
+            refuse_unloaded(opened, max_pixels)
             pixels, mode = opened.width * opened.height, opened.mode
-            if pixels > max_pixels:
-                raise BrokenImageError(f"{opened.width} x {opened.height} pixels, more than {max_pixels:,}")
             width, height = opened.size
             if opened.getexif().get(ORIENTATION) in SIDEWAYS:
                 width, height = height, width
@@ -129,6 +127,18 @@ def examine(data: bytes, max_pixels: int = 100_000_000, max_side: int = 0, look:
         raise broken(error) from error
 
 
+def refuse_unloaded(opened: Image.Image, max_pixels: int) -> None:
+    """Refuse, by the header alone, what must not be decoded.
+
+    Raises:
+        BrokenImageError: it is too large, or PostScript: a program, which Pillow would have another program run.
+    """
+    if opened.width * opened.height > max_pixels:
+        raise BrokenImageError(f"{opened.width} x {opened.height} pixels, more than {max_pixels:,}")
+    if opened.format == "EPS":
+        raise BrokenImageError("PostScript, which is a program and no image")
+
+
 def guard(max_pixels: int) -> None:
     """Set Pillow's own guards. Ours reads the size from the header, before a pixel is unpacked.
 
@@ -140,7 +150,10 @@ def guard(max_pixels: int) -> None:
 
 def broken(error: Exception) -> BrokenImageError:
     text = str(error) or type(error).__name__
-    return BrokenImageError("not an image" if "cannot identify" in text else "cut off" if "truncated" in text else text)
+    cut = (
+        "truncated" in text.lower() or "but only got" in text
+    )  # as most of Pillow's decoders, and some of its parsers, put it
+    return BrokenImageError("not an image" if "cannot identify" in text else "cut off" if cut else text)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tarfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,10 +129,13 @@ class Packer:
         def size(item: tuple[int, Record, Packed | str | Fresh]) -> int:
             return len(item[2].data) if isinstance(item[2], Fresh) else 0
 
-        for position, record, found in bounded_map(job, records, readers, size):
-            if isinstance(found, Fresh):
-                found = Packed(self._write(found), found.row["sha256"])
-            yield position, record, found
+        with warnings.catch_warnings():
+            # Of odd metadata, thousands of lines on stderr. The threads share the filters: they are set once, around them.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            for position, record, found in bounded_map(job, records, readers, size):
+                if isinstance(found, Fresh):
+                    found = Packed(self._write(found), found.row["sha256"])
+                yield position, record, found
 
     def _look(self, record: Record) -> Packed | str | Fresh:
         try:

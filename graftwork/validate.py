@@ -89,7 +89,11 @@ def validate(dataset: Dataset, settings: ValidateSettings, reference: dict[str, 
         else:
             # A rule on the whole has nothing to count.
             count, shown = (0, []) if rule.table == "dataset" else (outcome.unexpected, outcome.values)
-        text = rule.failed.format(count=f"{count:,}", examples=", ".join(shown))
+        told = shown
+        if rule.name in ("decodable", "all_decodable"):  # rows of broken images alone, which come after the others
+            reasons = [dataset.info["broken"][n - len(dataset.manifest)]["reason"] for n in bad[:EXAMPLES]]
+            told = [f"{name}: {reason}" for name, reason in zip(shown, reasons, strict=True)]
+        text = rule.failed.format(count=f"{count:,}", examples=", ".join(told))
         message = (
             f"{rule.name}: could not be checked ({one_line(outcome.raised)})"
             if outcome.raised
@@ -164,6 +168,7 @@ def tables(dataset: Dataset, settings: ValidateSettings, reference: dict[str, An
     near = near_duplicates(dataset, split, content) if settings.near_duplicates else (np.empty(0, np.int64),) * 2
     good["near_duplicates_in_other_splits"] = np.bincount(near[0], minlength=len(good))
     broken = pd.DataFrame(dataset.info["broken"], columns=["source", "label", "reason"]).assign(decodable=False)
+    broken["label"] = broken["label"].where(broken["label"] != "")  # missing, which is not outside the class list
     examples = pd.concat([good, broken.drop(columns="reason")], ignore_index=True) if len(broken) else good
     counts = dataset.info["counts"]
     classes = pd.DataFrame(
@@ -278,7 +283,7 @@ def standard_rules(
             in_set(column="label", value_set=settings.classes or dataset.classes),
             "{count} examples have a label outside the class list ({examples}); "
             + ("correct the labels, or the setting classes" if settings.classes else "run ingest_data again"),
-            rows(~broken & ~examples["label"].isin(settings.classes or dataset.classes)),
+            rows(examples["label"].notna() & ~examples["label"].isin(settings.classes or dataset.classes)),
         ),
         Rule(
             "content_in_one_split",
@@ -525,11 +530,11 @@ def cards(dataset: Dataset, examples: pd.DataFrame, rows: Index, partner: Index 
         card = []
         for n in map(int, pair):
             row = examples.iloc[n]
-            split = row["split"] if isinstance(row["split"], str) else ""
+            label, split = (row[k] if isinstance(row[k], str) else "" for k in ("label", "split"))
             card.append(
                 {
                     "source": one_line(row["source"], 200),
-                    "label": one_line(row["label"], 60),
+                    "label": one_line(label, 60),
                     "split": split,
                     "picture": thumbnail(dataset, n) if n < len(dataset.manifest) else "",
                 }

@@ -215,11 +215,15 @@ def inspect(
     from graftwork.pipelines import looking
 
     parameters = pipeline_parameters({"data": data, "suite": read_suite(suite)}, set_ or [])
+    keep = keep and looking.place_to_keep(keep)
     name = locate(parameters, output, backbone=False)
     find_reference(parameters, name, output)
     console.print(f"[bold]graftwork[/]  {escape(one_line(name))}", highlight=False)
     with tempfile.TemporaryDirectory(prefix="graftwork-") as temporary:
-        found = looking.inspect(parameters, keep or Path(temporary) / "dataset", console)
+        try:
+            found = looking.inspect(parameters, keep or Path(temporary) / "dataset", console)
+        except looking.NotPackedError as error:
+            fail(str(error), status=1)
     looking.print_findings(found.summary, console)
     for path, content in ((report, found.html), (json_, json.dumps(found.summary, indent=2, ensure_ascii=False))):
         if path:
@@ -662,9 +666,9 @@ def main() -> None:
     sys.exit(status or 0)
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, status: int = 2) -> NoReturn:
     errors.print(f"[red]graftwork: {escape(one_line(message, 1000))}[/]", soft_wrap=True, highlight=False)
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

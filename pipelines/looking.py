@@ -14,9 +14,19 @@ from graftwork.errors import UserError, one_line
 from graftwork.settings import IngestSettings, ValidateSettings, parse
 from graftwork.validate import Validation, validate
 
+SHOWN_KINDS = 8  # of what was passed over
+
+
+class NotPackedError(UserError):
+    """The data turned out to be of no use, or there is no room for them."""
+
 
 def inspect(parameters: dict[str, Any], folder: Path, console: Console) -> Validation:
-    """Pack the data into ``folder`` and validate it."""
+    """Pack the data into ``folder`` and validate it.
+
+    Raises:
+        NotPackedError: that failed. UserError: what was asked is wrong.
+    """
     from graftwork import drift
     from graftwork.ingest import ingest
 
@@ -26,13 +36,37 @@ def inspect(parameters: dict[str, Any], folder: Path, console: Console) -> Valid
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
-        ingest(
-            parse(IngestSettings, settings[IngestSettings]),
-            folder,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        packing = parse(IngestSettings, settings[IngestSettings])
+        try:
+            ingest(packing, folder, lambda done, total: bar.update(task, completed=done, total=total))
+        except UserError as error:
+            raise NotPackedError(str(error)) from None
+        except OSError as error:
+            reason = one_line(error.strerror or error, 120)
+            raise NotPackedError(
+                f"{one_line(folder)}: cannot be written ({reason}); free some space, or give another folder with --keep"
+            ) from None
         bar.update(task, description="validating", completed=0, total=None)
         return validate(open_dataset(folder), chosen, reference)
+
+
+def place_to_keep(folder: Path) -> Path:
+    """Return where a dataset may be kept: it takes the place of an older dataset, and of nothing else.
+
+    Raises:
+        UserError: something else is there.
+    """
+    try:
+        folder = folder.expanduser().resolve()
+        taken = folder.exists() and not (folder / "dataset.json").is_file()
+        if taken and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(
+                f"--keep {one_line(folder)}: is there already, and is no dataset; give a folder that is new"
+            )
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, links that lead round, what no path can be
+        reason = one_line(getattr(error, "strerror", None) or error, 120)
+        raise UserError(f"--keep {one_line(folder)}: cannot be written ({reason}); give another folder") from None
+    return folder
 
 
 def print_findings(summary: dict[str, Any], console: Console) -> None:
@@ -45,6 +79,10 @@ def print_findings(summary: dict[str, Any], console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if summary["skipped"]:
+        kinds = sorted(summary["skipped"].items(), key=lambda kind: -kind[1])
+        shown = [f"{count:,} {kind}" for kind, count in kinds[:SHOWN_KINDS]] + ["others"] * (len(kinds) > SHOWN_KINDS)
+        console.print(f"passed over: {escape(one_line(', '.join(shown)))}", highlight=False, soft_wrap=True)
     for severity, style in (("critical", "red"), ("warning", "yellow")):
         for rule in summary["rules"]:
             if not rule["passed"] and rule["severity"] == severity:

@@ -319,7 +319,7 @@ def noisy(w: World) -> Path:
     for label in ("a", "b"):
         for n in range(10):
             path = w.path(f"noisy/{label}/{n}.bmp")
-            Image.fromarray(np.random.default_rng(n).integers(0, 255, (320, 320, 3)).astype(np.uint8)).save(path)
+            Image.fromarray(np.random.default_rng([n, label == "a"]).integers(0, 255, (320, 320, 3)).astype(np.uint8)).save(path)
     return w.root / "noisy"
 
 
@@ -414,7 +414,7 @@ DATA = (
         run_on(lambda w: w.folder("flat", "1.png", "2.png")),
         ("outside a class folder", "flat", "CLASS/"),
     ),
-    Case("a file", run_on(lambda w: w.path("photos.zip", b"PK")), ("is a file", "photos.zip", "give the folder")),
+    Case("a file", run_on(lambda w: w.path("photo.jpg", b"\xff\xd8")), ("is a file", "photo.jpg", "give the folder")),
     Case(
         "a folder that may not be read",
         run_on(lambda w: w.folder("locked", mode=0)),
@@ -440,7 +440,7 @@ DATA = (
     Case(
         "an address that cannot be read",
         run_on(lambda w: "https://x.org/y.zip"),
-        ("only folders", "x.org", "copy the images"),
+        ("not of a kind that can be read", "x.org", "give a folder"),
     ),
     Case(
         "a path that is too long",
@@ -659,16 +659,23 @@ class Stopped(NamedTuple):
     left: list[str]  # files that look finished or half-made
 
 
-def stop_in(w: World, step: str, number: signal.Signals, group: bool = False, until: str = "") -> Stopped:
+def stop_in(
+    w: World, step: str, number: signal.Signals, group: bool = False, until: str = "", tracked: bool = False
+) -> Stopped:
     """Start a run, send a signal to the parent alone or to its group when ``step`` works, and wait for the end.
 
-    With ``until``, the signal waits for that file in the run's folder.
+    With ``until``, the signal waits for that file in the run's folder; if ``tracked``, until MLflow has the run as well, which may be later.
     """
     command = again(*AGAIN[step])(w)
     before = runs(w)
     process = w.start(*command)
     try:
         folder = wait_for(w, process, before, step, until)
+        while tracked and process.poll() is None:
+            with contextlib.suppress(AssertionError, AttributeError):
+                mlflow_statuses(w, folder)
+                break
+            time.sleep(0.05)
         session = members(process.pid)
         (os.killpg if group else os.kill)(process.pid, number)
         stdout, stderr = process.communicate(timeout=60)

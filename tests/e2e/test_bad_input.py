@@ -180,7 +180,7 @@ def test_a_run_stopped_while_it_is_written_up_is_not_left_running(world: World, 
 
 def test_the_next_run_ends_what_kill_9_left_running(world: World) -> None:
     """Else every power cut leaves runs that MLflow shows as running for ever."""
-    killed = stop_in(world, "register_model", signal.SIGKILL)
+    killed = stop_in(world, "fine_tune", signal.SIGKILL, tracked=True)
     assert killed.result.status == -signal.SIGKILL
     assert mlflow_statuses(world, killed.folder)[0] == "RUNNING"
     following = world.command(*world.good_command)
