@@ -148,12 +148,19 @@ def guard(max_pixels: int) -> None:
     ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
+REASONS = {  # by what Pillow says, in small letters
+    "cannot identify": "not an image",
+    "truncated": "cut off",
+    "but only got": "cut off",
+    "max_text": "holds a text or a colour profile that unpacks to too much",
+    "data stream": "damaged",
+    "could not create decoder": "damaged",
+}
+
+
 def broken(error: Exception) -> BrokenImageError:
     text = str(error) or type(error).__name__
-    cut = (
-        "truncated" in text.lower() or "but only got" in text
-    )  # as most of Pillow's decoders, and some of its parsers, put it
-    return BrokenImageError("not an image" if "cannot identify" in text else "cut off" if cut else text)
+    return BrokenImageError(next((reason for words, reason in REASONS.items() if words in text.lower()), text))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -27,8 +27,13 @@ Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 
-def ingest(settings: IngestSettings, folder: Path, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """Pack the source ``settings.data`` into a Dataset artifact at ``folder``; return its ``dataset.json``.
+def ingest(
+    settings: IngestSettings,
+    folder: Path,
+    progress: Progress = lambda done, total: None,
+    source: DataSource | None = None,
+) -> dict[str, Any]:
+    """Pack the source ``settings.data`` (``source``, where it is open already) into a Dataset artifact at ``folder``; return its ``dataset.json``.
 
     Where all is wanted, each example is read once. Where ``train_per_class`` or ``test_per_class`` limits it, all are hashed first, since the
     hash decides which are taken, and only those are decoded and packed.
@@ -36,7 +41,7 @@ def ingest(settings: IngestSettings, folder: Path, progress: Progress = lambda d
     Raises:
         UserError: the source cannot be read, or holds nothing that can be learned from.
     """
-    source = open_source(settings.data)
+    source = source or open_source(settings.data)
     root = hashlib.sha256(settings.data.encode("utf-8", "surrogateescape")).hexdigest()
     limited = bool(settings.train_per_class or settings.test_per_class)
     with finished_folder(folder) as partial:
@@ -47,7 +52,12 @@ def ingest(settings: IngestSettings, folder: Path, progress: Progress = lambda d
                 first = found.broken[0] if found.broken else {"source": settings.data, "reason": "nothing was left"}
                 raise UserError(
                     f"data {one_line(settings.data)}: none of its {len(found.broken)} images can be decoded "
-                    f"({one_line(first['source'])}: {first['reason']}); give images that a viewer opens"
+                    f"({one_line(first['source'])}: {first['reason']}); "
+                    + (
+                        "check the paths"
+                        if first["reason"].startswith("no such")
+                        else "give images that a viewer opens"
+                    )
                 )
             (partial / "shards").mkdir()
             places = packer.finish(list(found.codes), partial / "shards", partial / "signatures.parquet")

@@ -6,6 +6,7 @@ A YAML file may change any rule and add expectations (``graftwork.suite``).
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -93,7 +94,7 @@ def validate(dataset: Dataset, settings: ValidateSettings, reference: dict[str, 
         if rule.name in ("decodable", "all_decodable"):  # rows of broken images alone, which come after the others
             reasons = [dataset.info["broken"][n - len(dataset.manifest)]["reason"] for n in bad[:EXAMPLES]]
             told = [f"{name}: {reason}" for name, reason in zip(shown, reasons, strict=True)]
-        text = rule.failed.format(count=f"{count:,}", examples=", ".join(told))
+        text = in_number(rule.failed.format(count=f"{count:,}", examples=", ".join(told)))
         message = (
             f"{rule.name}: could not be checked ({one_line(outcome.raised)})"
             if outcome.raised
@@ -134,6 +135,16 @@ def validate(dataset: Dataset, settings: ValidateSettings, reference: dict[str, 
         "sizes": drift.histogram(data.examples["side"].dropna().to_numpy(np.float64), drift.EDGES["side"]),
     }
     return Validation(summary, render_validation(summary, pictures), critical, warnings)
+
+
+def in_number(text: str) -> str:
+    """Return a message that begins with a count, with the words that one wants after it: "1 image is"."""
+    one = re.match(r"1 (image|classe|example)s (are|have|look|cannot)\b", text)
+    if not one:
+        return text
+    noun, verb = one.groups()
+    said = {"are": "is", "have": "has", "look": "looks"}.get(verb, verb)
+    return f"1 {noun.removesuffix('e') if noun == 'classe' else noun} {said}{text[one.end() :].replace(' and are left', ' and is left', 1)}"
 
 
 def shown_of(rule: Rule, names: "pd.Series[Any]") -> list[str]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,6 +27,9 @@ from graftwork.settings import (
     parse,
 )
 from graftwork.tracking import sqlite_file, tracking_uri
+
+if TYPE_CHECKING:
+    from graftwork.sources.record import DataSource
 
 STEP_SETTINGS: tuple[type[Settings], ...] = (
     IngestSettings,
@@ -136,7 +139,7 @@ def run(
         "suite": read_suite(suite),
     }
     parameters = pipeline_parameters(options, set_ or [])
-    name = locate(parameters, output)
+    name = locate(parameters, output).name
     find_reference(parameters, name, output)
     from graftwork.pipelines.local import StepError, run_local
 
@@ -184,7 +187,7 @@ def learning_curve(
             raise UserError(f"--set {setting}: a learning curve has several; give them with {instead}")
     if parameters["strategy"] == "scratch":
         raise UserError("--set strategy=scratch: is trained in any case; give the strategy that fine-tunes, or none")
-    name = locate(parameters, output)
+    name = locate(parameters, output).name
     from graftwork.pipelines.learning_curve import print_curve, run_curve
 
     console.print(f"[bold]graftwork[/]  {escape(one_line(name))}  {escape(backbone)}", highlight=False)
@@ -216,12 +219,12 @@ def inspect(
 
     parameters = pipeline_parameters({"data": data, "suite": read_suite(suite)}, set_ or [])
     keep = keep and looking.place_to_keep(keep)
-    name = locate(parameters, output, backbone=False)
-    find_reference(parameters, name, output)
-    console.print(f"[bold]graftwork[/]  {escape(one_line(name))}", highlight=False)
+    source = locate(parameters, output, backbone=False)
+    find_reference(parameters, source.name, output)
+    console.print(f"[bold]graftwork[/]  {escape(one_line(source.name))}", highlight=False)
     with tempfile.TemporaryDirectory(prefix="graftwork-") as temporary:
         try:
-            found = looking.inspect(parameters, keep or Path(temporary) / "dataset", console)
+            found = looking.inspect(parameters, source, keep or Path(temporary) / "dataset", console)
         except looking.NotPackedError as error:
             fail(str(error), status=1)
     looking.print_findings(found.summary, console)
@@ -455,8 +458,8 @@ def parse_value(text: str) -> Any:
             return text
 
 
-def locate(parameters: dict[str, Any], output: Path, backbone: bool = True) -> str:
-    """Look whether the data, the weights and the backbone are there, make their places absolute, and return the data's name."""
+def locate(parameters: dict[str, Any], output: Path, backbone: bool = True) -> "DataSource":
+    """Look whether the data, the weights and the backbone are there, make their places absolute, and return the data's source."""
     from graftwork.sources import open_source
     from graftwork.sources.record import exists, local_path
 
@@ -468,7 +471,7 @@ def locate(parameters: dict[str, Any], output: Path, backbone: bool = True) -> s
     parameters["source_fingerprint"] = source.fingerprint()
     if backbone:
         check_backbone(parameters["backbone"], output)
-    return str(source.name)
+    return source
 
 
 def find_reference(parameters: dict[str, Any], name: str, output: Path) -> None:

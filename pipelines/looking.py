@@ -12,6 +12,7 @@ from rich.table import Table
 from graftwork.dataset import Dataset, difference, open_dataset
 from graftwork.errors import UserError, one_line
 from graftwork.settings import IngestSettings, ValidateSettings, parse
+from graftwork.sources.record import DataSource
 from graftwork.validate import Validation, validate
 
 SHOWN_KINDS = 8  # of what was passed over
@@ -21,8 +22,8 @@ class NotPackedError(UserError):
     """The data turned out to be of no use, or there is no room for them."""
 
 
-def inspect(parameters: dict[str, Any], folder: Path, console: Console) -> Validation:
-    """Pack the data into ``folder`` and validate it.
+def inspect(parameters: dict[str, Any], source: DataSource, folder: Path, console: Console) -> Validation:
+    """Pack the data of ``source`` into ``folder`` and validate it.
 
     Raises:
         NotPackedError: that failed. UserError: what was asked is wrong.
@@ -38,7 +39,7 @@ def inspect(parameters: dict[str, Any], folder: Path, console: Console) -> Valid
         task = bar.add_task("reading", total=None)
         packing = parse(IngestSettings, settings[IngestSettings])
         try:
-            ingest(packing, folder, lambda done, total: bar.update(task, completed=done, total=total))
+            ingest(packing, folder, lambda done, total: bar.update(task, completed=done, total=total), source)
         except UserError as error:
             raise NotPackedError(str(error)) from None
         except OSError as error:
@@ -81,7 +82,7 @@ def print_findings(summary: dict[str, Any], console: Console) -> None:
     )
     if summary["skipped"]:
         kinds = sorted(summary["skipped"].items(), key=lambda kind: -kind[1])
-        shown = [f"{count:,} {kind}" for kind, count in kinds[:SHOWN_KINDS]] + ["others"] * (len(kinds) > SHOWN_KINDS)
+        shown = [f"{count:,} × {kind}" for kind, count in kinds[:SHOWN_KINDS]] + ["others"] * (len(kinds) > SHOWN_KINDS)
         console.print(f"passed over: {escape(one_line(', '.join(shown)))}", highlight=False, soft_wrap=True)
     for severity, style in (("critical", "red"), ("warning", "yellow")):
         for rule in summary["rules"]:

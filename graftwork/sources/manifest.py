@@ -225,6 +225,8 @@ def read_csv(shown: str, data: bytes) -> Table:
     import pyarrow as pa
     import pyarrow.csv
 
+    if data.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
+        raise UserError(f"data {shown}: is an Excel file, or another archive, by its contents; save it as CSV in UTF-8")
     data = as_utf8(shown, data)
     if not data.strip():
         raise UserError(f"data {shown}: is empty; its first row must name the columns, path and label at least")

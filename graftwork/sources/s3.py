@@ -452,6 +452,8 @@ def refuse(where: str, error: Exception) -> NoReturn:
         raise UserError(f"{where}: no credentials for S3 ({one_line(error, 150)}); set {key_id}")
     if isinstance(error, exceptions.ClientError):
         refuse_code(where, code_of(error), status_of(error), error.response.get("Error", {}).get("Message", ""), key_id)
+    if isinstance(error, exceptions.ParamValidationError):
+        raise UserError(f"{where}: no bucket, or no object, can have such a name; check the name")
     endpoint = one_line(getattr(error, "kwargs", {}).get("endpoint_url", ""), 200).split("?")[0]
     endpoint = "/".join(endpoint.split("/")[:3]) or "S3"
     if isinstance(error, exceptions.SSLError):

@@ -60,7 +60,7 @@ def test_a_reference_that_is_none_gets_one_line(content: str | None, tmp_path: P
     """A user who misspells the reference would get a trace, or no judgement and no word."""
     if content is not None:
         (tmp_path / "p.json").write_text(content)
-    with pytest.raises(UserError, match="reference .*p.json: cannot be read .*or 'none'"):
+    with pytest.raises(UserError, match=r"reference .*p.json: cannot be read .*or 'none'"):
         read_profile(str(tmp_path / "p.json"))
 
 
