@@ -13,24 +13,25 @@ import tarfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graftwork.duplicates import SIDE, signature
+from graftwork.decoders import Decoders
+from graftwork.duplicates import SIDE
 from graftwork.errors import one_line
 from graftwork.files import STORE
-from graftwork.images import BrokenImageError, examine
-from graftwork.parallel import bounded_map
+from graftwork.parallel import WORKERS, bounded_map
 from graftwork.settings import IngestSettings
 from graftwork.sources.record import Record, load
 
 RECIPE = "1"  # of how an example is packed; another number packs everything again
 PACK_BYTES = 64 * 2**20
 STALE_SECONDS = 86_400  # after which a half-written file is nobody's any more
-LOOK = 2 * SIDE  # pixels a side at which an image is looked at, at least
+BATCH, SMALL = 16, 256 * 2**10  # examples that a thread reads at once, where their mean size in bytes is under that
 SIGNATURE = pa.schema(
     [
         ("thumb", pa.binary(SIDE * SIDE)),  # grey, SIDE x SIDE, uint8
@@ -69,6 +70,9 @@ class Packed(NamedTuple):
     sha256: str
 
 
+Found = tuple[int, Record, Packed | str | Fresh]  # position, record, and what became of it
+
+
 class Packer:
     """Packs into the store that the environment names, else into ``folder``; ``root`` names the source."""
 
@@ -80,8 +84,8 @@ class Packer:
         self.folder = Path(store, hashlib.sha256(recipe.encode()).hexdigest()[:12]) if store else folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.names: list[str] = []  # of packs, without suffix
-        self.by_content: dict[bytes, int] = {}  # SHA-256 to code
-        self.by_origin: dict[bytes, bytes] = {}  # source, key and version to SHA-256
+        self.by_content: dict[str, int] = {}  # SHA-256 to code; its keys are the very strings that ingest keeps
+        self.by_origin: dict[bytes, str] = {}  # source, key and version to SHA-256
         self._tar: tarfile.TarFile | None = None
         self._rows: list[dict[str, Any]] = []
         self._open_store()
@@ -101,72 +105,90 @@ class Packer:
                     for n, (origin, sha256) in enumerate(
                         zip(found["origin"].to_pylist(), found["sha256"].to_pylist(), strict=True)
                     ):
-                        content = bytes.fromhex(sha256)
-                        self.by_origin[origin] = content
-                        self.by_content.setdefault(content, first + n)
+                        self.by_origin[origin] = sha256
+                        self.by_content.setdefault(sha256, first + n)
 
-    def known(self, record: Record, version: str) -> bytes | None:
+    def known(self, record: Record, version: str) -> str | None:
         """Return the SHA-256 of ``record`` where a pack holds this very version of it; nothing is read."""
         return self.by_origin.get(origin_of(self.root, record.key, version)) if version else None
 
     def sha256(self, record: Record) -> str:
         """Return the SHA-256 of the contents; they are read only if no pack tells. OSError: they cannot be read."""
         content = self.known(record, record.content.version())
-        return content.hex() if content else record.content.sha256()
+        return content or record.content.sha256()
 
     def pack(self, records: Iterable[tuple[int, Record]], readers: int) -> Iterator[tuple[int, Record, Packed | str]]:
         """Yield (position, record, its place in a pack, or why it cannot be used), in order.
 
-        ``readers`` threads read, hash and decode. Equal contents are packed once.
+        ``readers`` threads read and hash, processes decode. Equal contents are packed once.
 
         Raises:
             UserError: the source cannot be read any more. OSError: the disk is full or cannot be written.
         """
 
-        def job(item: tuple[int, Record]) -> tuple[int, Record, Packed | str | Fresh]:
-            return (*item, self._look(item[1]))
+        mean = float(SMALL)  # bytes of an example; unknown ones may be large
 
-        def size(item: tuple[int, Record, Packed | str | Fresh]) -> int:
-            return len(item[2].data) if isinstance(item[2], Fresh) else 0
+        def batches() -> Iterator[list[tuple[int, Record]]]:
+            iterator = iter(records)
+            while some := list(islice(iterator, BATCH if mean < SMALL else 1)):
+                yield some
 
-        with warnings.catch_warnings():
+        def size(results: list[Found]) -> int:
+            return sum(len(found.data) for _, _, found in results if isinstance(found, Fresh))
+
+        decoders = Decoders(WORKERS, self.settings.max_pixels, self.settings.max_side)
+        with warnings.catch_warnings(), decoders:
             # Of odd metadata, thousands of lines on stderr. The threads share the filters: they are set once, around them.
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            for position, record, found in bounded_map(job, records, readers, size):
-                if isinstance(found, Fresh):
-                    found = Packed(self._write(found), found.row["sha256"])
-                yield position, record, found
+            for results in bounded_map(lambda some: self._look(some, decoders), batches(), readers, size):
+                for position, record, found in results:
+                    if isinstance(found, Fresh):
+                        mean = 0.9 * mean + 0.1 * len(found.data)
+                        found = Packed(self._write(found), found.row["sha256"])
+                    yield position, record, found
 
-    def _look(self, record: Record) -> Packed | str | Fresh:
-        try:
-            version = record.content.version()
-            content = self.known(record, version)
-            if content is not None:
-                return Packed(self.by_content[content], content.hex())
-            data, sha256 = load(record.content)
-            code = self.by_content.get(bytes.fromhex(sha256))
-            if code is not None:
-                return Packed(code, sha256)
-            found = examine(data, self.settings.max_pixels, self.settings.max_side, LOOK)
-        except BrokenImageError as error:
-            return one_line(error, 120)
-        except OSError as error:
-            return why(error)
-        row = {
-            "origin": origin_of(self.root, record.key, version),
-            "suffix": found.suffix or record.content.suffix,
-            "sha256": sha256,
-            "bytes": len(data),
-            "width": found.width,
-            "height": found.height,
-            "mode": found.mode,
-            **signature(found.small)._asdict(),
-        }
-        return Fresh(found.scaled or data, row)
+    def _look(self, some: list[tuple[int, Record]], decoders: Decoders) -> list[Found]:
+        """Read and look at some records: those whose contents a pack holds are not read, or not decoded."""
+        results: dict[int, Packed | str | Fresh] = {}
+        read: dict[int, tuple[bytes, str, str]] = {}  # contents, SHA-256, version
+        for position, record in some:
+            try:
+                version = record.content.version()
+                content = self.known(record, version)
+                if content is not None:
+                    results[position] = Packed(self.by_content[content], content)
+                    continue
+                data, sha256 = load(record.content)
+                code = self.by_content.get(sha256)
+                if code is not None:
+                    results[position] = Packed(code, sha256)
+                else:
+                    read[position] = data, sha256, version
+            except OSError as error:
+                results[position] = why(error)
+        looked = dict(zip(read, decoders.look([data for data, _, _ in read.values()]), strict=True)) if read else {}
+        for position, record in some:
+            found = looked.get(position)
+            if isinstance(found, str):
+                results[position] = found
+            elif found is not None:
+                data, sha256, version = read[position]
+                row = {
+                    "origin": origin_of(self.root, record.key, version),
+                    "suffix": found.suffix or record.content.suffix,
+                    "sha256": sha256,
+                    "bytes": len(data),
+                    "width": found.width,
+                    "height": found.height,
+                    "mode": found.mode,
+                    **found.signature._asdict(),
+                }
+                results[position] = Fresh(found.scaled or data, row)
+        return [(position, record, results[position]) for position, record in some]
 
     def _write(self, fresh: Fresh) -> int:
         """Append to the open pack; return the code."""
-        content = bytes.fromhex(fresh.row["sha256"])
+        content = fresh.row["sha256"]
         if content in self.by_content:  # two equal ones were read at once
             return self.by_content[content]
         if self._tar is None:
@@ -202,6 +224,7 @@ class Packer:
         self._partial(".parquet").replace(path.with_suffix(".parquet"))
         self.names[-1] = path.stem
         self._tar, self._rows = None, []
+        pa.default_memory_pool().release_unused()
 
     def _table(self, name: str) -> pa.Table:
         return pq.read_table(self.folder / f"{name}.parquet")
@@ -250,7 +273,7 @@ class Packer:
                 row = table.slice(n, 1).to_pylist()[0]
                 file.seek(row.pop("offset"))
                 data = file.read(row.pop("length"))
-                del self.by_content[bytes.fromhex(row["sha256"])]
+                del self.by_content[row["sha256"]]
                 moved[(number << ROW_BITS) + n] = self._write(Fresh(data, row))
         return moved
 

@@ -1,0 +1,168 @@
+"""Looking at images in processes of their own: Python's lock lets threads decode hardly faster than one of them would.
+
+A process takes encoded images on its standard input and answers on its output. It ends when its input does, so none outlives the one that asked.
+An image that ends its process (a defect of a decoder, memory) is a broken image, and another process takes the place.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import warnings
+from typing import IO, Any, NamedTuple
+
+from graftwork.duplicates import SIDE, Signature, signature
+from graftwork.errors import one_line
+from graftwork.images import BrokenImageError, examine
+
+FEW = 512  # images that are looked at before processes are started, which takes half a second
+LOOK = 2 * SIDE  # pixels a side at which an image is looked at, at least
+NUMBER, LENGTH = struct.Struct("<I"), struct.Struct("<Q")
+
+
+class Looked(NamedTuple):
+    """What one look at an encoded image tells."""
+
+    width: int  # pixels, upright
+    height: int
+    mode: str  # Pillow's, as found
+    suffix: str  # of ``scaled``
+    scaled: bytes | None  # encoded anew, where the image was larger than the bound
+    signature: Signature
+
+
+def look(data: bytes, max_pixels: int, max_side: int) -> Looked | str:
+    """Decode and describe one image; return why it cannot be used, where it cannot."""
+    try:
+        found = examine(data, max_pixels, max_side, LOOK)
+        return Looked(found.width, found.height, found.mode, found.suffix, found.scaled, signature(found.small))
+    except BrokenImageError as error:
+        return one_line(error, 120)
+    except MemoryError:
+        return "more than the memory holds"
+
+
+class Decoders:
+    """``number`` processes, shared by any number of threads; a context, at the end of which they are gone."""
+
+    def __init__(self, number: int, max_pixels: int, max_side: int) -> None:
+        self.limits = (max_pixels, max_side)
+        self.idle: queue.SimpleQueue[subprocess.Popen[bytes] | None] = queue.SimpleQueue()
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.seen = 0
+        self.closed = False
+        self.lock = threading.Lock()
+        for _ in range(number):
+            self.idle.put(None)
+
+    def __enter__(self) -> "Decoders":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.closed = True
+            for process in self.running:
+                process.kill()
+        for process in self.running:
+            process.communicate()
+
+    def look(self, images: list[bytes]) -> list[Looked | str]:
+        """Look at ``images``; safe to be called from several threads."""
+        self.seen += len(images)  # where threads count over each other, processes start a little later
+        if self.seen <= FEW:
+            return [look(data, *self.limits) for data in images]
+        process = self.idle.get()
+        try:
+            process = process or self._start()
+            return ask(process, images)
+        except (OSError, EOFError, ValueError):
+            # It died, or was killed.
+            if process is not None:
+                process.kill()
+                process.wait()
+                self.running.discard(process)
+            process = None
+            if self.closed:
+                raise
+        finally:
+            self.idle.put(process)
+        if len(images) == 1:
+            return ["ends the program that decodes it (a defect of the decoder, or too little memory)"]
+        return [one for data in images for one in self.look([data])]
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        with self.lock:
+            if self.closed:
+                raise EOFError("closed")
+            command = [sys.executable, "-m", __name__, *map(str, self.limits)]
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+            )
+            self.running.add(process)
+            return process
+
+
+# ---- what passes between them ----------------------------------------------------------------------------------------------------
+# Asked: the number of images, and each one's length and bytes. Answered: the length of a JSON list and the list, one entry an image, then the
+# bytes that JSON cannot hold, in the same order.
+
+
+def ask(process: "subprocess.Popen[bytes]", images: list[bytes]) -> list[Looked | str]:
+    assert process.stdin and process.stdout
+    process.stdin.write(NUMBER.pack(len(images)))
+    for data in images:
+        process.stdin.write(LENGTH.pack(len(data)))
+        process.stdin.write(data)
+    process.stdin.flush()
+    answers = json.loads(exactly(process.stdout, NUMBER.unpack(exactly(process.stdout, NUMBER.size))[0]))
+    return [one if isinstance(one, str) else looked_of(one, process.stdout) for one in answers]
+
+
+def looked_of(answer: list[Any], stream: IO[bytes]) -> Looked:
+    width, height, mode, suffix, length, brightness, contrast, saturation = answer
+    thumb, colour = exactly(stream, SIDE * SIDE), exactly(stream, 3)
+    scaled = exactly(stream, length) if length else None
+    return Looked(width, height, mode, suffix, scaled, Signature(thumb, colour, brightness, contrast, saturation))
+
+
+def exactly(stream: IO[bytes], length: int) -> bytes:
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError("the process ended")
+    return data
+
+
+def serve(asked: IO[bytes], answered: IO[bytes], max_pixels: int, max_side: int) -> None:
+    """Answer until nothing is asked any more."""
+    while head := asked.read(NUMBER.size):
+        images = [exactly(asked, LENGTH.unpack(exactly(asked, LENGTH.size))[0]) for _ in range(NUMBER.unpack(head)[0])]
+        answers: list[Any] = []
+        blobs: list[bytes] = []
+        for found in (look(data, max_pixels, max_side) for data in images):
+            if isinstance(found, str):
+                answers.append(found)
+                continue
+            looks, scaled = found.signature, found.scaled or b""
+            numbers = (looks.brightness, looks.contrast, looks.saturation)
+            answers.append([found.width, found.height, found.mode, found.suffix, len(scaled), *numbers])
+            blobs += [looks.thumb, looks.colour, scaled]
+        text = json.dumps(answers).encode()
+        answered.write(NUMBER.pack(len(text)) + text + b"".join(blobs))
+        answered.flush()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that asks, who then ends this one
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(BrokenPipeError, EOFError):
+        serve(sys.stdin.buffer, sys.stdout.buffer, int(sys.argv[1]), int(sys.argv[2]))
+    os._exit(0)
