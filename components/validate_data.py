@@ -17,7 +17,7 @@ def validate_data(
     max_aspect: float = 8.0,
     min_contrast: float = 2.0,
     max_imbalance: float = 50.0,
-    max_drift: float = 0.2,
+    max_drift: float = 0.1,
     near_duplicates: bool = True,
     classes: list = [],  # noqa: B006  KFP copies it into the spec
     suite: str = "",

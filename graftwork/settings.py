@@ -86,7 +86,7 @@ class ValidateSettings(Settings):
         50.0, ge=1, description="training images of the largest class by those of the smallest; more is warned of"
     )
     max_drift: float = Field(
-        0.2, ge=0, description="population stability index against the champion's data; more is warned of"
+        0.1, ge=0, description="population stability index against the champion's data; more is warned of"
     )
     near_duplicates: bool = Field(
         True, description="look for scaled, cropped and re-encoded copies in other splits; no: for equal files alone"

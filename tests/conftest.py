@@ -88,3 +88,13 @@ def tuned(dataset, baseline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuned") / "model"
     fine_tune(dataset, baseline, FineTuneSettings(epochs=2, flip=False, strategy="full", plan_seconds=0), folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def pillows_bound():
+    """What a test decodes with a small bound leaves Pillow's own bound behind, which is the whole process's."""
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    yield
+    Image.MAX_IMAGE_PIXELS = before

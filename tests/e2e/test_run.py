@@ -10,7 +10,7 @@ import pytest
 
 from graftwork.dataset import open_dataset
 from graftwork.errors import UserError
-from graftwork.sources import find_fashion_mnist
+from graftwork.sources.arrays import find_fashion_mnist
 
 pytestmark = pytest.mark.e2e
 MAKE_RUN = [
