@@ -1,7 +1,6 @@
 """The Dataset artifact: ``manifest.parquet``, a row an example; ``shards/*.tar``, the contents, uncompressed, each once, under the first twenty
 digits of its SHA-256; ``signatures.parquet``, what they look like; ``dataset.json``, what it is."""
 
-import contextlib
 import hashlib
 import json
 from collections import Counter, defaultdict
@@ -112,15 +111,17 @@ class Dataset(NamedTuple):
 
     def read(self, rows: pa.Table) -> Iterator[bytes]:
         """Yield the encoded examples of ``rows``, one positioned read each; shards stay open, since rows may be in any order."""
-        with contextlib.ExitStack() as stack:
-            files: dict[str, BinaryIO] = {}
+        files: dict[str, BinaryIO] = {}  # the one used last at the end
+        try:
             for shard, offset, length in places(rows):
-                if shard not in files:
-                    if len(files) == OPEN_SHARDS:
-                        files.pop(next(iter(files))).close()
-                    files[shard] = stack.enter_context((self.folder / "shards" / shard).open("rb"))
+                if shard not in files and len(files) == OPEN_SHARDS:
+                    files.pop(next(iter(files))).close()
+                files[shard] = files.pop(shard) if shard in files else (self.folder / "shards" / shard).open("rb")
                 files[shard].seek(offset)
                 yield files[shard].read(length)
+        finally:
+            for file in files.values():
+                file.close()
 
 
 def places(rows: pa.Table) -> Iterator[tuple[str, int, int]]:

@@ -12,13 +12,20 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from typing import IO, Any, NamedTuple
 
+from graftwork import images as how_images
 from graftwork.duplicates import SIDE, Signature, signature
 from graftwork.errors import one_line
 from graftwork.images import BrokenImageError, examine
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 FEW = 512  # images that are looked at before processes are started, which takes half a second
 LOOK = 2 * SIDE  # pixels a side at which an image is looked at, at least
@@ -57,6 +64,8 @@ class Decoders:
         self.seen = 0
         self.closed = False
         self.lock = threading.Lock()
+        self.alone = threading.Lock()
+        self.large = tempfile.NamedTemporaryFile(prefix="graftwork-large-")  # noqa: SIM115  open as long as the processes
         for _ in range(number):
             self.idle.put(None)
 
@@ -66,40 +75,57 @@ class Decoders:
     def __exit__(self, *error: object) -> None:
         with self.lock:
             self.closed = True
-            for process in self.running:
-                process.kill()
-        for process in self.running:
+            running = list(self.running)
+        for process in running:
+            process.kill()
+        for process in running:
             process.communicate()
+        self.large.close()
 
     def look(self, images: list[bytes]) -> list[Looked | str]:
         """Look at ``images``; safe to be called from several threads."""
         self.seen += len(images)  # where threads count over each other, processes start a little later
         if self.seen <= FEW:
             return [look(data, *self.limits) for data in images]
+        found = self._ask(images)
+        if found is not None:
+            return found
+        again: list[Looked | str] = []
+        # Which one ended the process is not known, nor whether another took its memory: each once more, alone.
+        with self.alone:
+            for data in images:
+                one = self._ask([data])
+                again += one or ["ends the program that decodes it (a defect of the decoder, or too little memory)"]
+        return again
+
+    def _ask(self, images: list[bytes]) -> list[Looked | str] | None:
+        """Return what a process answers; None: it died over them, or was killed."""
         process = self.idle.get()
         try:
-            process = process or self._start()
+            if process is None:
+                try:
+                    process = self._start()
+                except OSError:  # the machine has no more processes, or no memory for them
+                    return [look(data, *self.limits) for data in images]
             return ask(process, images)
         except (OSError, EOFError, ValueError):
-            # It died, or was killed.
-            if process is not None:
-                process.kill()
-                process.wait()
-                self.running.discard(process)
-            process = None
             if self.closed:
                 raise
+            if process is not None:
+                process.kill()
+                process.communicate()
+                with self.lock:
+                    self.running.discard(process)
+            process = None
+            return None
         finally:
             self.idle.put(process)
-        if len(images) == 1:
-            return ["ends the program that decodes it (a defect of the decoder, or too little memory)"]
-        return [one for data in images for one in self.look([data])]
 
     def _start(self) -> "subprocess.Popen[bytes]":
         with self.lock:
             if self.closed:
                 raise EOFError("closed")
-            command = [sys.executable, "-m", __name__, *map(str, self.limits)]
+            command = [sys.executable, "-m", __name__, *map(str, self.limits), self.large.name]
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -141,6 +167,21 @@ def exactly(stream: IO[bytes], length: int) -> bytes:
     return data
 
 
+class OneAtATime:
+    """A lock that processes share: images of many pixels are decoded one at a time."""
+
+    def __init__(self, path: str) -> None:
+        self.file = open(path)  # noqa: PTH123, SIM115  open as long as the process
+
+    def __enter__(self) -> None:
+        if fcntl:
+            fcntl.flock(self.file, fcntl.LOCK_EX)
+
+    def __exit__(self, *error: object) -> None:
+        if fcntl:
+            fcntl.flock(self.file, fcntl.LOCK_UN)
+
+
 def serve(asked: IO[bytes], answered: IO[bytes], max_pixels: int, max_side: int) -> None:
     """Answer until nothing is asked any more."""
     while head := asked.read(NUMBER.size):
@@ -161,6 +202,7 @@ def serve(asked: IO[bytes], answered: IO[bytes], max_pixels: int, max_side: int)
 
 
 if __name__ == "__main__":
+    how_images.LARGE = OneAtATime(sys.argv[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that asks, who then ends this one
     warnings.simplefilter("ignore")
     with contextlib.suppress(BrokenPipeError, EOFError):

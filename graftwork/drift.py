@@ -1,7 +1,6 @@
 """Drift: is this the kind of data that the champion was trained on? A profile of each dataset, and the population stability index between two."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy.typing as npt
 
 from graftwork.dataset import Dataset, open_dataset
 from graftwork.errors import UserError, one_line
+from graftwork.sources.record import local_path
 
 FORMAT = "graftwork-profile/1"
 # Edges of the histograms are fixed, so that profiles made at any time can be compared. Sides and aspects are ratios: their scale is logarithmic.
@@ -76,15 +76,20 @@ def read_profile(where: str) -> dict[str, Any]:
     Raises:
         UserError: there is none.
     """
-    path = Path(where).expanduser()
+    path = local_path(where)
     if path.is_dir():
         return profile(open_dataset(path))
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"it is not of the format {FORMAT}")
+        for name, edges in EDGES.items():
+            if len([int(n) for n in found["images"][name]]) != len(edges) - 1:
+                raise ValueError(f"its {name} has other bins")
+        if not all(isinstance(n, int) for n in found["classes"].values()):
+            raise ValueError("its classes are not counts")
         return found
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"reference {one_line(where)}: cannot be read ({one_line(error, 120)}); give a Dataset folder, a profile, or 'none'"
         ) from None
@@ -107,15 +112,20 @@ def champion_profile(name: str, uri: str) -> dict[str, Any] | None:
 
     from graftwork.register import find_champion, registry_name
 
-    mlflow.set_tracking_uri(uri)
-    champion = find_champion(MlflowClient(uri, uri), registry_name(name))
-    if champion is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = mlflow.artifacts.download_artifacts(
-                run_id=champion.run_id, artifact_path="profile.json", dst_path=folder, tracking_uri=uri
-            )
-        except (MlflowException, OSError):  # registered before profiles were kept
+    try:
+        mlflow.set_tracking_uri(uri)
+        champion = find_champion(MlflowClient(uri, uri), registry_name(name))
+        if champion is None:
             return None
-        return read_profile(path) | {"champion": f"{champion.name} version {champion.version}"}
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = mlflow.artifacts.download_artifacts(
+                    run_id=champion.run_id, artifact_path="profile.json", dst_path=folder, tracking_uri=uri
+                )
+            except (MlflowException, OSError):  # registered before profiles were kept
+                return None
+            return read_profile(path) | {"champion": f"{champion.name} version {champion.version}"}
+    except UserError:
+        raise
+    except Exception as error:  # a damaged database, a proxy's page: MLflow hands on what its parts raise
+        raise UserError(f"model registry: cannot be read ({one_line(error, 120)}); check MLFLOW_TRACKING_URI") from None

@@ -15,7 +15,6 @@ its square, even where most images are nearly the same. There is no randomness.
 
 import functools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -23,6 +22,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from graftwork.parallel import WORKERS
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -491,6 +492,6 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
     """Map in order, on all cores: these are many small products, which BLAS's own threads would only slow down."""
     from threadpoolctl import threadpool_limits
 
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = WORKERS
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as threads:
         yield from threads.map(work, items)

@@ -28,6 +28,7 @@ from graftwork.errors import UserError, one_line
 from graftwork.files import write_json
 from graftwork.images import Preprocess
 from graftwork.model import to_input
+from graftwork.parallel import cores
 from graftwork.settings import ExecutionSettings
 
 # Of the difference's norm, as a share of the result's. Gradients are coarser than outputs: rounding moves a unit across its kink.
@@ -82,22 +83,6 @@ class Planned(NamedTuple):
 
 Time = Callable[[Execution, int], float]  # seconds of one pass over that many images
 Check = Callable[[Execution], float]  # relative difference from the plain network
-
-
-def cores() -> int:
-    """Return how many CPU cores this process may use: the affinity, and the quota of a container's cgroup.
-
-    torch counts the machine's: a pod limited to 2 cores of 64 would run 64 threads that wait for each other.
-    """
-    # Not every system has affinities; none but Linux has cgroups.
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            allowed = min(allowed, max(1, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return allowed
 
 
 def default_execution(settings: ExecutionSettings, device: torch.device, size: int, batch: int = 0) -> Execution:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import threading
 import warnings
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +74,8 @@ def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
         raise broken(error) from error
 
 
-LARGE = threading.Lock()  # images of so many pixels are decoded one at a time, whatever the number of threads
+# Images of so many pixels are decoded one at a time, whatever the number of threads; in processes, they share another lock.
+LARGE: contextlib.AbstractContextManager[Any] = threading.Lock()
 LARGE_PIXELS = 16_000_000
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF
 

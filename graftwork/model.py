@@ -141,7 +141,7 @@ def ready_device(name: str = "auto") -> "torch.device":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cpu":
         keep_freed_memory()
-        from graftwork.execution import cores
+        from graftwork.parallel import cores
 
         if torch.get_num_threads() > cores():
             torch.set_num_threads(cores())

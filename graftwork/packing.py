@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import os
+import secrets
 import shutil
 import tarfile
 import time
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 
 from graftwork.decoders import Decoders
 from graftwork.duplicates import SIDE
-from graftwork.errors import one_line
+from graftwork.errors import UserError, one_line
 from graftwork.files import STORE
 from graftwork.parallel import WORKERS, bounded_map
 from graftwork.settings import IngestSettings
@@ -31,6 +32,7 @@ from graftwork.sources.record import Record, load
 RECIPE = "1"  # of how an example is packed; another number packs everything again
 PACK_BYTES = 64 * 2**20
 STALE_SECONDS = 86_400  # after which a half-written file is nobody's any more
+HELD_BYTES = 4 * 2**20  # that a thread reads before it looks at them
 BATCH, SMALL = 16, 256 * 2**10  # examples that a thread reads at once, where their mean size in bytes is under that
 SIGNATURE = pa.schema(
     [
@@ -70,7 +72,12 @@ class Packed(NamedTuple):
     sha256: str
 
 
-Found = tuple[int, Record, Packed | str | Fresh]  # position, record, and what became of it
+class Later(NamedTuple):
+    """An example that was not read with its neighbours, since they were large."""
+
+
+LATER = Later()
+Found = tuple[int, Record, Packed | str | Fresh | Later]  # position, record, and what became of it
 
 
 class Packer:
@@ -86,17 +93,26 @@ class Packer:
         self.names: list[str] = []  # of packs, without suffix
         self.by_content: dict[str, int] = {}  # SHA-256 to code; its keys are the very strings that ingest keeps
         self.by_origin: dict[bytes, str] = {}  # source, key and version to SHA-256
+        self.newly_met: dict[
+            bytes, str
+        ] = {}  # origins of contents that a pack held already, under another name or version
+        self.token = f"{os.getpid()}-{secrets.token_hex(8)}"  # of what is half-written: process ids come twice, in two containers
         self._tar: tarfile.TarFile | None = None
         self._rows: list[dict[str, Any]] = []
         self._open_store()
 
     def _open_store(self) -> None:
         for path in sorted(self.folder.iterdir()):
-            if path.suffix == ".partial" and time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another run has just finished it
+                if path.suffix == ".partial" and time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink(missing_ok=True)
+            if path.suffix == ".origins":
+                with contextlib.suppress(OSError, ValueError, pa.ArrowInvalid, KeyError):
+                    met = pq.read_table(path, columns=["origin", "sha256"])
+                    self.by_origin.update(zip(met["origin"].to_pylist(), met["sha256"].to_pylist(), strict=True))
             if path.suffix != ".parquet":
                 continue
-            with contextlib.suppress(OSError, ValueError, pa.ArrowInvalid):
+            with contextlib.suppress(OSError, ValueError, pa.ArrowInvalid, KeyError):
                 found = pq.read_table(path, columns=["origin", "sha256"])
                 # A pack that was cut off, by a full disk or by hand, is not taken for whole.
                 if path.with_suffix(".tar").stat().st_size == int((found.schema.metadata or {})[b"size"]):
@@ -140,8 +156,11 @@ class Packer:
         with warnings.catch_warnings(), decoders:
             # Of odd metadata, thousands of lines on stderr. The threads share the filters: they are set once, around them.
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            for results in bounded_map(lambda some: self._look(some, decoders), batches(), readers, size):
+            for results in bounded_map(lambda some: self._look(some, decoders), batches(), readers, size, most=4):
                 for position, record, found in results:
+                    if isinstance(found, Later):
+                        found = self._look([(position, record)], decoders)[0][2]
+                        assert not isinstance(found, Later)  # alone, it has no neighbours to wait for
                     if isinstance(found, Fresh):
                         mean = 0.9 * mean + 0.1 * len(found.data)
                         found = Packed(self._write(found), found.row["sha256"])
@@ -149,23 +168,28 @@ class Packer:
 
     def _look(self, some: list[tuple[int, Record]], decoders: Decoders) -> list[Found]:
         """Read and look at some records: those whose contents a pack holds are not read, or not decoded."""
-        results: dict[int, Packed | str | Fresh] = {}
+        results: dict[int, Packed | str | Fresh | Later] = {}
         read: dict[int, tuple[bytes, str, str]] = {}  # contents, SHA-256, version
         for position, record in some:
             try:
                 version = record.content.version()
                 content = self.known(record, version)
-                if content is not None:
-                    results[position] = Packed(self.by_content[content], content)
+                code = self.by_content.get(content) if content else None  # the pack itself may be gone
+                if content is not None and code is not None:
+                    results[position] = Packed(code, content)
                     continue
                 data, sha256 = load(record.content)
                 code = self.by_content.get(sha256)
                 if code is not None:
                     results[position] = Packed(code, sha256)
+                    if version:
+                        self.newly_met[origin_of(self.root, record.key, version)] = sha256
                 else:
                     read[position] = data, sha256, version
             except OSError as error:
                 results[position] = why(error)
+            if read and (sum(len(data) for data, _, _ in read.values()) > HELD_BYTES):
+                break  # larger ones than those before: the rest waits until these are written
         looked = dict(zip(read, decoders.look([data for data, _, _ in read.values()]), strict=True)) if read else {}
         for position, record in some:
             found = looked.get(position)
@@ -184,7 +208,7 @@ class Packer:
                     **found.signature._asdict(),
                 }
                 results[position] = Fresh(found.scaled or data, row)
-        return [(position, record, results[position]) for position, record in some]
+        return [(position, record, results.get(position, LATER)) for position, record in some]
 
     def _write(self, fresh: Fresh) -> int:
         """Append to the open pack; return the code."""
@@ -208,7 +232,7 @@ class Packer:
         return code
 
     def _partial(self, suffix: str) -> Path:
-        return self.folder / f"{os.getpid()}{suffix}.partial"
+        return self.folder / f"{self.token}{suffix}.partial"
 
     def _close(self) -> None:
         """Finish the open pack: its name, which its contents decide, then the table that makes it known."""
@@ -227,7 +251,10 @@ class Packer:
         pa.default_memory_pool().release_unused()
 
     def _table(self, name: str) -> pa.Table:
-        return pq.read_table(self.folder / f"{name}.parquet")
+        try:
+            return pq.read_table(self.folder / f"{name}.parquet")
+        except FileNotFoundError:
+            raise emptied(self.folder) from None
 
     def finish(self, codes: list[int], shards: Path, signatures: Path) -> pa.Table:
         """Give ``shards`` (an existing folder) exactly the contents that ``codes`` name, write their signatures, and return their places.
@@ -239,6 +266,7 @@ class Packer:
             PLACE, with ``shard`` (file name) and ``signature`` (row in ``signatures``), a row a code, in the order of ``codes``.
         """
         self._close()
+        self._keep_origins()
         wanted: dict[int, set[int]] = {}
         for code in codes:
             wanted.setdefault(code >> ROW_BITS, set()).add(code % 2**ROW_BITS)
@@ -265,10 +293,21 @@ class Packer:
         places = pa.concat_tables(tables).replace_schema_metadata(None)
         return places.take(rows).append_column("signature", rows)
 
+    def _keep_origins(self) -> None:
+        """Write down what is held under other names: what was moved is read once, and not in every run."""
+        if self.newly_met:
+            columns = {"origin": list(self.newly_met), "sha256": list(self.newly_met.values())}
+            name = hashlib.sha256(b"".join(sorted(self.newly_met))).hexdigest()[:16]
+            pq.write_table(pa.table(columns), self._partial(".origins"))
+            self._partial(".origins").replace(self.folder / f"{name}.origins")
+
     def _copy(self, number: int, rows: list[int], table: pa.Table) -> dict[int, int]:
         """Copy ``rows`` of a pack into new ones; return {old code: new code}. Nothing is decoded."""
         moved = {}
-        with (self.folder / f"{self.names[number]}.tar").open("rb") as file:
+        path = self.folder / f"{self.names[number]}.tar"
+        if not path.is_file():
+            raise emptied(self.folder)
+        with path.open("rb") as file:
             for n in rows:
                 row = table.slice(n, 1).to_pylist()[0]
                 file.seek(row.pop("offset"))
@@ -282,7 +321,7 @@ class Packer:
         if self._tar is not None:
             with contextlib.suppress(OSError):
                 self._tar.close()
-        for suffix in (".tar", ".parquet"):
+        for suffix in (".tar", ".parquet", ".origins"):
             self._partial(suffix).unlink(missing_ok=True)
 
 
@@ -299,4 +338,11 @@ def link(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
+        try:
+            shutil.copyfile(source, target)
+        except FileNotFoundError:
+            raise emptied(source.parent) from None
+
+
+def emptied(folder: Path) -> UserError:
+    return UserError(f"store {one_line(folder)}: was emptied while it was used; run again")

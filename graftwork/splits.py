@@ -45,8 +45,16 @@ def assign_splits(examples: Labelled, settings: IngestSettings) -> list[str]:
     if not given & {"", "train"}:
         return splits
     wanted = [s for s in ("test", "val") if s not in given]
-    open_ones = [n for n, split in enumerate(splits) if split in ("", "train")]
     units = units_of(examples)
+    if len(given) > 1:
+        # What belongs together with an example whose side the source gives goes there too: it must not be torn apart.
+        rank = {"test": 0, "val": 1}
+        side: dict[str, str] = {}
+        for unit, split in zip(units, splits, strict=True):
+            if split in rank and rank[split] < rank.get(side.get(unit, ""), 2):
+                side[unit] = split
+        splits = [side.get(unit, split) if split == "" else split for unit, split in zip(units, splits, strict=True)]
+    open_ones = [n for n, split in enumerate(splits) if split in ("", "train")]
     if settings.split_by == "time":
         ends = cut_by_time(examples, units, open_ones, wanted, settings)
         for n in open_ones:

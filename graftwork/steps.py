@@ -209,6 +209,7 @@ def step(name: str) -> Iterator[Journal]:
     journal = Journal(Path(folder) if folder else Path(tempfile.mkdtemp(prefix="graftwork-")), name)
     follower = None if folder else _own_follower(journal)
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     journal.write("start", pid=os.getpid(), created=_process_start())
     status = "FAILED"
     try:
@@ -255,6 +256,9 @@ def _crash(journal: Journal, name: str, error: Exception) -> NoReturn:
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
+    # Once is enough: another in the midst of ending would turn the end into a crash.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

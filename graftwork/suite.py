@@ -15,6 +15,7 @@ expectations:                   # any of Great Expectations', on a column of exa
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -40,7 +41,7 @@ def parse_suite(text: str) -> dict[str, Any]:
         return {}
     try:
         found = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         raise UserError(
@@ -69,7 +70,10 @@ def check_severity(name: str, severity: object) -> str:
 
 def with_settings(settings: ValidateSettings, changes: dict[str, Any]) -> ValidateSettings:
     """Return ``settings`` as the suite changes them."""
-    return parse(ValidateSettings, settings.model_dump() | {"suite": ""} | (changes.get("settings") or {}))
+    changed = {str(name): value for name, value in (changes.get("settings") or {}).items()}
+    for name in {"suite", "reference", "register_as"} & set(changed):
+        raise UserError(f"suite: settings: {name} is not for a suite; give it with --set {name}=...")
+    return parse(ValidateSettings, settings.model_dump() | {"suite": ""} | changed)
 
 
 def with_severities(rules: list[Any], changes: dict[str, Any]) -> list[Any]:
@@ -92,13 +96,20 @@ def with_severities(rules: list[Any], changes: dict[str, Any]) -> list[Any]:
     ]
 
 
-def own_rules(changes: dict[str, Any], frames: dict[str, pd.DataFrame], rule: type[R]) -> list[R]:
+def own_rules(
+    changes: dict[str, Any], frames: dict[str, pd.DataFrame], rule: type[R], taken: Iterable[str] = ()
+) -> list[R]:
     """Return a rule for every expectation that the suite adds.
 
     Raises:
         UserError: Great Expectations has no such expectation, or refuses its arguments, or the table has no such column.
     """
-    return [own_rule(n, one, frames, rule) for n, one in enumerate(changes.get("expectations") or [], 1)]
+    made = [own_rule(n, one, frames, rule) for n, one in enumerate(changes.get("expectations") or [], 1)]
+    names = [*taken, *(str(getattr(one, "name", "")) for one in made)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"suite: two rules have the name {one_line(name, 60)}; give each its own")
+    return made
 
 
 def own_rule(number: int, wanted: Any, frames: dict[str, pd.DataFrame], rule: type[R]) -> R:
@@ -113,15 +124,15 @@ def own_rule(number: int, wanted: Any, frames: dict[str, pd.DataFrame], rule: ty
     if made is None:
         raise UserError(f"{here}: Great Expectations has no {one_line(wanted['expect'], 60)}")
     table = wanted.get("table", "examples")
-    if table not in frames:
+    if not isinstance(table, str) or table not in frames:
         raise UserError(f"{here}: table {one_line(table, 40)!r} is none of {', '.join(frames)}")
     for argument in ("column", "column_A", "column_B"):
-        if argument in arguments and arguments[argument] not in frames[table].columns:
+        if argument in arguments and str(arguments[argument]) not in frames[table].columns:
             raise UserError(
                 f"{here}: {table} has no column {one_line(arguments[argument], 40)!r}; it has {', '.join(map(str, frames[table].columns))}"
             )
     try:
-        expectation = made(**arguments)
+        expectation = made(**{str(k): v for k, v in arguments.items()})
     except Exception as error:  # pydantic's, and Great Expectations' own
         raise UserError(f"{here}: {kind}: {one_line(reason(error), 160)}") from None
     name = str(wanted.get("name") or f"{re.sub('(?<!^)(?=[A-Z])', '_', kind).lower()}_{number}")

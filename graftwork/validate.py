@@ -76,7 +76,7 @@ def validate(dataset: Dataset, settings: ValidateSettings, reference: dict[str, 
     data = tables(dataset, settings, reference)
     rules = suite.with_severities(standard_rules(data, dataset, settings, reference), changes)
     frames = {"examples": data.examples, "classes": data.classes, "dataset": data.dataset}
-    rules += suite.own_rules(changes, frames, Rule)
+    rules += suite.own_rules(changes, frames, Rule, [rule.name for rule in rules])
     outcomes = run_great_expectations(frames, rules)
     results, pictures = [], {}
     for rule in rules:

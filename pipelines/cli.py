@@ -475,21 +475,21 @@ def locate(parameters: dict[str, Any], output: Path, backbone: bool = True) -> "
 
 
 def find_reference(parameters: dict[str, Any], name: str, output: Path) -> None:
-    """Put the profile of the champion's data in a file, named by its contents: another champion is another parameter, and nothing is reused.
+    """Put the profile that drift is judged against in a file, named by its contents: another champion is another parameter, and nothing is reused.
 
     A registry that does not answer costs the judgement on drift, not the run.
     """
-    import hashlib
+    if parameters["reference"] not in ("champion", "", "none"):
+        from graftwork.drift import read_profile
 
-    if parameters["reference"] not in ("champion", ""):
+        keep_reference(parameters, read_profile(parameters["reference"]), output)
         return
     uri = tracking_uri(output)
     database = sqlite_file(uri)
     wanted, parameters["reference"] = parameters["reference"], "none"
-    if not wanted or (database and not database.is_file()):
+    if wanted != "champion" or (database and not database.is_file()):
         return
     from graftwork.drift import champion_profile
-    from graftwork.files import write_text
 
     try:
         found = champion_profile(parameters["register_as"] or name, uri)
@@ -499,10 +499,16 @@ def find_reference(parameters: dict[str, Any], name: str, output: Path) -> None:
         )
         return
     if found:
-        text = json.dumps(found)
-        path = output / ".cache" / "profiles" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-        write_text(path, text)
-        parameters["reference"] = str(path.resolve())
+        keep_reference(parameters, found, output)
+
+
+def keep_reference(parameters: dict[str, Any], profile: dict[str, Any], output: Path) -> None:
+    import hashlib
+
+    text = json.dumps(profile)
+    path = output / ".cache" / "profiles" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    write_output(path, text)
+    parameters["reference"] = str(path.resolve())
 
 
 def read_suite(path: Path | None) -> str:

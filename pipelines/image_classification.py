@@ -227,7 +227,8 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
         if not local:
             # On a cluster, data may have changed behind the same name; and its cache looks at the names of artifacts, not at their
             # contents, so only steps whose parameters tell all (the dataset's digest and the settings) may be reused.
-            for task in (ingest, *tasks["heavy"]):
+            # Validation looks at the champion, which is no parameter.
+            for task in (ingest, validate, *tasks["heavy"]):
                 task.set_caching_options(task is features)
         return Outputs(
             dataset=ingest.outputs["dataset"],

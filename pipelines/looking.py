@@ -12,7 +12,7 @@ from rich.table import Table
 from graftwork.dataset import Dataset, difference, open_dataset
 from graftwork.errors import UserError, one_line
 from graftwork.settings import IngestSettings, ValidateSettings, parse
-from graftwork.sources.record import DataSource
+from graftwork.sources.record import DataSource, local_path
 from graftwork.validate import Validation, validate
 
 SHOWN_KINDS = 8  # of what was passed over
@@ -102,7 +102,7 @@ def find_dataset(name: str, output: Path) -> Dataset:
     Raises:
         UserError: there is none.
     """
-    for path in (Path(name).expanduser(), output / name):
+    for path in (local_path(name), output / name):
         if (path / "dataset.json").is_file():
             return open_dataset(path)
         summary = path / "summary.json"

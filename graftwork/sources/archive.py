@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graftwork.errors import UserError, one_line
+from graftwork.parallel import WORKERS
 from graftwork.sources.record import (
     SPLIT_NAMES,
     DataSource,
@@ -127,7 +128,7 @@ def stem(name: str) -> str:
 class ArchiveSource:
     """The images of an archive, in the order in which they lie in it; hidden files are passed over, as are links and unsafe paths."""
 
-    readers = os.cpu_count() or 1
+    readers = WORKERS
 
     def __init__(self, opened: "Opened", kind: str, name: str, place: str, version: str) -> None:
         """``kind`` as ``kind_of`` returns it; ``place`` and ``version`` say which archive this is, wherever its copy lies.

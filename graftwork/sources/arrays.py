@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graftwork.errors import UserError, one_line
+from graftwork.parallel import WORKERS
 from graftwork.sources.record import DataSource, Pixels, Record, exists
 
 
@@ -30,7 +31,7 @@ class Arrays(NamedTuple):
 
 
 class NamedSource:
-    readers = os.cpu_count() or 1
+    readers = WORKERS
 
     def __init__(self, name: str) -> None:
         self.name = name

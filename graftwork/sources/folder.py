@@ -6,7 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from graftwork.errors import UserError, one_line
-from graftwork.sources.record import DataSource, File, Layout, Record, check_layout, local_path, printable
+from graftwork.parallel import WORKERS
+from graftwork.sources.record import (
+    IMAGE_SUFFIXES,
+    SPLIT_NAMES,
+    DataSource,
+    File,
+    Layout,
+    Record,
+    check_layout,
+    local_path,
+    printable,
+)
 
 
 def open_folder(uri: str) -> DataSource | None:
@@ -16,10 +27,14 @@ def open_folder(uri: str) -> DataSource | None:
     return FolderSource(local_path(uri))
 
 
+def holds_images(folder: Path) -> bool:
+    return any(Path(f).suffix.lower() in IMAGE_SUFFIXES for _, _, files in os.walk(folder) for f in files)
+
+
 class FolderSource:
     """Sub-folders of a class belong to it; hidden files are passed over; links are followed."""
 
-    readers = os.cpu_count() or 1
+    readers = WORKERS
 
     def __init__(self, root: Path) -> None:
         from graftwork.sources.arrays import NAMED
@@ -35,6 +50,7 @@ class FolderSource:
                     for p in root.iterdir()
                     if p.is_dir()
                     and not p.name.startswith(".")
+                    and p.name != "__MACOSX"
                     and p.resolve() not in (root.resolve(), *root.resolve().parents)
                 )
                 if kind == "folder"
@@ -55,6 +71,8 @@ class FolderSource:
             )
         self.root = root.resolve()
         self.name = printable(self.root.name) or "data"
+        if any(c.lower() in SPLIT_NAMES for c in children):  # beside train and test, a folder of notes is no class
+            children = [c for c in children if c.lower() in SPLIT_NAMES or holds_images(self.root / c)]
         self.layout = Layout(children)
         self._files = list(self._walk())
         check_layout(shown, self.layout, {label for _, label, _ in self._files}, len(self._files))

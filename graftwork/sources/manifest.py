@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graftwork.errors import UserError, one_line
+from graftwork.parallel import WORKERS
 from graftwork.sources.record import (
     SPLIT_NAMES,
     Content,
@@ -125,7 +126,7 @@ class ManifestSource:
         self._weights = None if weights is None else weights[rows]
         self._keys = keys_of_repeated(self._paths, nth)
         self._objects = self._find_objects()
-        self.readers = 16 if self._objects else os.cpu_count() or 1
+        self.readers = 16 if self._objects else WORKERS
 
     def _find_objects(self) -> dict[str, Any]:
         """Return what S3 has at every s3:// path of the manifest: the objects, with their versions, or None where there is none."""

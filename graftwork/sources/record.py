@@ -192,6 +192,7 @@ class Layout:
     def __init__(self, top_folders: list[str]) -> None:
         self.split_of = {c: SPLIT_NAMES[c.lower()] for c in top_folders if c.lower() in SPLIT_NAMES}
         self.given_splits = bool(self.split_of) and len(self.split_of) == len(top_folders)
+        self.others = [c for c in top_folders if c not in self.split_of]
         self.skipped: dict[str, int] = {}
 
     def place(self, parts: tuple[str, ...]) -> Member | None:
@@ -216,6 +217,11 @@ def check_layout(shown: str, layout: Layout, labels: set[str], files: int) -> No
     """
     from graftwork.errors import UserError, one_line
 
+    if not layout.given_splits and len(layout.split_of) > 1 and "train" in layout.split_of.values():
+        raise UserError(
+            f"data {shown}: has {', '.join(layout.split_of)} beside {one_line(', '.join(layout.others[:3]), 80)}: are those splits or classes? "
+            "Move what is no split elsewhere, or rename it"
+        )
     if layout.given_splits and "train" not in layout.split_of.values():
         raise UserError(f"data {shown}: has {', '.join(layout.split_of)} but no train folder; add train/CLASS/*.jpg")
     if not files:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from graftwork.errors import UserError, one_line
-from graftwork.sources.record import DataSource, Layout, Record, check_layout, printable
+from graftwork.sources.record import IMAGE_SUFFIXES, DataSource, Layout, Record, check_layout, printable
 
 ANONYMOUS = "GRAFTWORK_S3_ANONYMOUS"  # environment: 1 asks without credentials
 READERS = 32  # of small objects: near by, 8 are as fast and Python's lock is the limit; over a network most of the time is waiting
@@ -55,7 +55,13 @@ class S3Source:
         listed.sort()  # S3's own order already, and not every store's; Python compares text as UTF-8 would
         start = len(self.prefix)
         self.layout = Layout(
-            sorted({key[start:].lstrip("/").partition("/")[0] for key, _ in listed if "/" in key[start:]})
+            sorted(
+                {
+                    key[start:].lstrip("/").partition("/")[0]
+                    for key, _ in listed
+                    if "/" in key[start:] and PurePosixPath(key).suffix.lower() in IMAGE_SUFFIXES
+                }
+            )
         )
         self._files: list[tuple[str, str, str, str]] = []  # key, mark, label, split: 300 bytes an object
         for key, mark in listed:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from graftwork.errors import UserError, one_line
+from graftwork.parallel import WORKERS
 from graftwork.sources.arrays import cache_folder
 from graftwork.sources.record import Content, DataSource, File, Pixels, Record, exists, printable
 
@@ -97,7 +98,7 @@ def open_torchvision(uri: str) -> DataSource | None:
 
 
 class TorchvisionSource:
-    readers = os.cpu_count() or 1
+    readers = WORKERS
 
     def __init__(self, name: str) -> None:
         self.name = name

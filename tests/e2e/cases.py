@@ -319,7 +319,9 @@ def noisy(w: World) -> Path:
     for label in ("a", "b"):
         for n in range(10):
             path = w.path(f"noisy/{label}/{n}.bmp")
-            Image.fromarray(np.random.default_rng([n, label == "a"]).integers(0, 255, (320, 320, 3)).astype(np.uint8)).save(path)
+            Image.fromarray(
+                np.random.default_rng([n, label == "a"]).integers(0, 255, (320, 320, 3)).astype(np.uint8)
+            ).save(path)
     return w.root / "noisy"
 
 

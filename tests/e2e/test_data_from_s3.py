@@ -90,7 +90,7 @@ def test_a_run_from_a_bucket_and_the_next_on_data_that_has_drifted(
     assert done.returncode == 0 and "ingest_data" in done.stdout.rpartition("reused:")[2], done
     server.client().delete_object(Bucket="photos", Key="tuesday/pictures/ill 3.png")
     done = graftwork(server, tmp_path, "run", "--data", "s3://photos/tuesday/all.csv", *options)
-    assert done.returncode == 0 and "1 images cannot be decoded" in " ".join(done.stdout.split()), done
+    assert done.returncode == 0 and "1 image cannot be decoded" in " ".join(done.stdout.split()), done
 
 
 def test_a_packing_that_is_killed_goes_on_and_nothing_is_lost(server: Server, tmp_path: Path) -> None:

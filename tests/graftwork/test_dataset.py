@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -227,3 +228,24 @@ def test_signatures_that_are_cut_off_get_one_line(packed: Dataset, tmp_path: Pat
     (tmp_path / "signatures.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="its signatures cannot be read"):
         cut.signature_bytes({"thumb": 1024})
+
+
+def test_many_shards_are_read_with_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's terabyte would run out of open files, or hold on to every one that it has closed."""
+    import graftwork.packing
+
+    monkeypatch.setattr(graftwork.packing, "PACK_BYTES", 1)
+    monkeypatch.setattr(graftwork.dataset, "OPEN_SHARDS", 3)
+    ingest(IngestSettings(data="digits", train_per_class=2, test_per_class=1), tmp_path / "many")
+    data = open_dataset(tmp_path / "many")
+    assert len(set(data.manifest["shard"].to_pylist())) > 20
+    rows = pa.concat_tables([data.manifest, data.manifest.slice(3, 9)])
+    reading = data.read(rows)
+    read = [next(reading) for _ in range(len(rows) - 1)]
+    assert len([p for p in psutil.Process().open_files() if str(tmp_path) in p.path]) <= 3
+    read.append(next(reading))
+    reading.close()
+    assert [hashlib.sha256(np.asarray(Image.open(io.BytesIO(b))).tobytes()).hexdigest() for b in read] == rows[
+        "sha256"
+    ].to_pylist()
+    assert not [p for p in psutil.Process().open_files() if str(tmp_path) in p.path]

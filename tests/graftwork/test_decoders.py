@@ -82,7 +82,7 @@ def test_an_image_that_ends_its_process_is_broken_and_no_other(
             "    if data == b'hostile': os.kill(os.getpid(), 9)\n"
             "    return examine(data, *rest)\n"
             "images.examine = hostile\n"
-            f"sys.argv = ['x', '{self.limits[0]}', '{self.limits[1]}']\n"
+            f"sys.argv = ['x', '{self.limits[0]}', '{self.limits[1]}', '{self.large.name}']\n"
             "runpy.run_module('graftwork.decoders', run_name='__main__')\n"
         )
         command = [sys.executable, "-c", program]
@@ -139,3 +139,13 @@ def test_the_end_of_the_context_ends_the_processes(monkeypatch: pytest.MonkeyPat
     assert children and all(child.poll() is not None for child in children)
     with pytest.raises((OSError, EOFError, ValueError)):
         decoders.look([encoded(0)])
+
+
+def test_where_no_process_can_be_started_this_one_decodes(decoders: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's good images would be called broken on a machine that has no more processes to give."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    assert decoders.look([encoded(0)]) == [look(encoded(0), 1_000_000, 60)]

@@ -55,7 +55,9 @@ def test_a_profile_is_of_the_dataset_and_survives_json(dataset: Dataset, tmp_pat
     assert set(compare(found, found).values()) == {0.0}
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", json.dumps({"format": FORMAT + "0"})])
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", json.dumps({"format": FORMAT + "0"}), json.dumps({"format": FORMAT})]
+)
 def test_a_reference_that_is_none_gets_one_line(content: str | None, tmp_path: Path) -> None:
     """A user who misspells the reference would get a trace, or no judgement and no word."""
     if content is not None:
@@ -67,3 +69,10 @@ def test_a_reference_that_is_none_gets_one_line(content: str | None, tmp_path: P
 def test_a_registry_without_a_champion_has_no_profile(tmp_path: Path) -> None:
     """A user's first run would stop because nothing came before it."""
     assert champion_profile("nobody", f"sqlite:///{tmp_path / 'mlflow.db'}") is None
+
+
+def test_a_registry_that_is_damaged_gets_one_line(tmp_path: Path) -> None:
+    """A user's damaged database would be a trace before anything runs."""
+    (tmp_path / "mlflow.db").write_bytes(b"no database " * 100)
+    with pytest.raises(UserError, match="model registry: cannot be read"):
+        champion_profile("nobody", f"sqlite:///{tmp_path / 'mlflow.db'}")

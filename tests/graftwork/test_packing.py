@@ -12,9 +12,12 @@ from PIL import Image
 
 import graftwork.packing
 from graftwork.dataset import Dataset, open_dataset
+from graftwork.errors import UserError
 from graftwork.files import STORE
 from graftwork.ingest import ingest
+from graftwork.packing import Packer
 from graftwork.settings import IngestSettings
+from graftwork.sources import open_source
 from graftwork.sources.record import File
 
 
@@ -102,6 +105,9 @@ def test_a_renamed_image_is_read_but_not_packed_again(
     assert len(reads) == 30 and names(first) == names(second)
     assert {r["label"] for r in second.manifest.to_pylist()} == {"tomcat", "dog"}
     check(second, root)
+    reads.clear()
+    check(pack(root, tmp_path / "three"), root)
+    assert not reads  # and the next time it is known under its new name
 
 
 def test_a_changed_file_is_noticed(root: Path, store: Path, tmp_path: Path) -> None:
@@ -210,3 +216,43 @@ def test_packs_cannot_be_written_to(root: Path, store: Path, tmp_path: Path) -> 
     """A user's program that edits one dataset would edit all that share its packs."""
     data = pack(root, tmp_path / "one")
     assert all(p.stat().st_mode & 0o222 == 0 for p in (data.folder / "shards").iterdir())
+
+
+def test_two_packers_with_one_process_id_share_a_store(root: Path, store: Path, tmp_path: Path) -> None:
+    """A user's two pods, each with the process id 1, would write into each other's packs: other pictures under a label."""
+    settings = IngestSettings(data=str(root))
+    packers = [Packer(str(n), tmp_path / "unused", settings) for n in range(2)]
+    records = [list(enumerate(open_source(str(root)).records()))[n::2] for n in range(2)]
+    steps = [packer.pack(some, 1) for packer, some in zip(packers, records, strict=True)]
+    codes: list[list[int]] = [[], []]
+    for pair in zip(*steps, strict=True):
+        for n, (_, _, found) in enumerate(pair):
+            codes[n].append(found.code)
+    for n, packer in enumerate(packers):
+        (tmp_path / str(n)).mkdir()
+        places = packer.finish(codes[n], tmp_path / str(n), tmp_path / f"{n}.parquet").to_pylist()
+        for (_, record), place in zip(records[n], places, strict=True):
+            with (tmp_path / str(n) / place["shard"]).open("rb") as file:
+                file.seek(place["offset"])
+                assert file.read(place["length"]) == record.content.read()
+
+
+def test_a_store_that_is_emptied_meanwhile_gets_one_line(root: Path, store: Path, tmp_path: Path) -> None:
+    """A user who cleans up while a run goes on would get a trace, or a dataset with holes."""
+    packer = Packer("x", tmp_path / "unused", IngestSettings(data=str(root)))
+    found = [f for _, _, f in packer.pack(enumerate(open_source(str(root)).records()), 2)]
+    for path in store.rglob("*.tar"):
+        path.unlink()
+    (tmp_path / "shards").mkdir()
+    with pytest.raises(UserError, match="was emptied while it was used; run again"):
+        packer.finish([f.code for f in found], tmp_path / "shards", tmp_path / "s.parquet")
+
+
+def test_large_examples_after_small_ones_are_not_read_in_numbers(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's photographs after thumbnails would be read by the hundred, into all of the memory."""
+    monkeypatch.setattr(graftwork.packing, "HELD_BYTES", 2_000)
+    for n in range(80):
+        picture(tmp_path / "data" / "ab"[n % 2] / f"{n:02d}.png", n, (8, 8) if n < 40 else (64, 64))
+    check(pack(tmp_path / "data", tmp_path / "out"), tmp_path / "data")

@@ -190,6 +190,25 @@ def test_a_link_into_another_class_takes_nothing_from_it(tmp_path: Path) -> None
     assert [key for key, label, _ in found(tmp_path) if label == "dog"] == ["dog/1.png", "dog/2.png"]
 
 
+def test_folders_beside_train_and_test_are_no_classes(tmp_path: Path) -> None:
+    """A user whose folder holds notes, or was packed on a Mac, would train a model to tell train from test."""
+    folder_of(tmp_path, "train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "__MACOSX/train/cat/1.png")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "all.json").write_text("{}")
+    assert {(label, split) for _, label, split in found(tmp_path)} == {
+        ("cat", "train"), ("dog", "train"), ("cat", "test"),
+    }  # fmt: skip
+    picture(tmp_path / "extra" / "1.png", 9)
+    with pytest.raises(UserError, match=r"has test, train beside extra: are those splits or classes\?"):
+        open_source(str(tmp_path))
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    """A user who tells trains from buses could not."""
+    folder_of(tmp_path, "train/1.png", "bus/2.png")
+    assert {(label, split) for _, label, split in found(tmp_path)} == {("train", ""), ("bus", "")}
+
+
 def test_a_pipe_is_refused_and_does_not_hang(tmp_path: Path) -> None:
     """A user's run would wait for ever on a named pipe left among the images."""
     folder_of(tmp_path, "cat/1.png", "dog/1.png")

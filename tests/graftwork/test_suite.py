@@ -53,6 +53,12 @@ expectations:
 
 
 MISTAKES = {
+    "expectations: [{expect: ExpectColumnToExist, column: width, name: size}]": "two rules have the name size",
+    "expectations: [{expect: ExpectColumnToExist, column: width, table: [x]}]": "is none of examples, classes, dataset",
+    "expectations: [{expect: ExpectColumnToExist, column: [width]}]": "examples has no column",
+    "settings: {1: 2}": "setting 1",
+    "settings: {reference: x}": "reference is not for a suite",
+    "settings: {min_side: 2024-13-01}": "suite: ",
     "rules: [": "suite: line 1",
     "- a": "suite: list: is not known; a suite has settings, rules, expectations",
     "rule: {}": "suite: rule: is not known",
@@ -79,7 +85,7 @@ def test_a_mistake_gets_one_line_that_says_where(text: str) -> None:
         changes = parse_suite(text)
         with_settings(ValidateSettings(), changes)
         with_severities(RULES, changes)
-        own_rules(changes, FRAMES, Rule)
+        own_rules(changes, FRAMES, Rule, ["size", "decodable"])
     assert MISTAKES[text] in str(raised.value) and "\n" not in str(raised.value)
 
 
