@@ -17,8 +17,17 @@ for _name in (
     "GRAFTWORK_CHECKPOINTS",
     "GRAFTWORK_BUILD",
     "GRAFTWORK_IMAGE",
+    "GRAFTWORK_STORE",
+    "GRAFTWORK_S3_ANONYMOUS",
+    *(name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"),
 ):
     os.environ.pop(_name, None)
+# Nor the credentials in her home, or those that a cloud's machine hands out.
+os.environ |= {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: two workers share two cores
 # What was measured on this machine for real runs must neither decide over a test nor be overwritten by one.
 os.environ["GRAFTWORK_CACHE"] = tempfile.mkdtemp(prefix="graftwork-tests-")
