@@ -12,9 +12,9 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import warnings
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from graftwork import images as how_images
@@ -55,9 +55,12 @@ def look(data: bytes, max_pixels: int, max_side: int) -> Looked | str:
 
 
 class Decoders:
-    """``number`` processes, shared by any number of threads; a context, at the end of which they are gone."""
+    """``number`` processes, shared by any number of threads; a context, at the end of which they are gone.
 
-    def __init__(self, number: int, max_pixels: int, max_side: int) -> None:
+    ``lock`` is a file, made if need be, by which all that share it decode images of many pixels one at a time.
+    """
+
+    def __init__(self, number: int, max_pixels: int, max_side: int, lock: Path) -> None:
         self.limits = (max_pixels, max_side)
         self.idle: queue.SimpleQueue[subprocess.Popen[bytes] | None] = queue.SimpleQueue()
         self.running: set[subprocess.Popen[bytes]] = set()
@@ -65,7 +68,8 @@ class Decoders:
         self.closed = False
         self.lock = threading.Lock()
         self.alone = threading.Lock()
-        self.large = tempfile.NamedTemporaryFile(prefix="graftwork-large-")  # noqa: SIM115  open as long as the processes
+        self.large = lock
+        lock.touch()
         for _ in range(number):
             self.idle.put(None)
 
@@ -80,7 +84,6 @@ class Decoders:
             process.kill()
         for process in running:
             process.communicate()
-        self.large.close()
 
     def look(self, images: list[bytes]) -> list[Looked | str]:
         """Look at ``images``; safe to be called from several threads."""
@@ -125,7 +128,7 @@ class Decoders:
         with self.lock:
             if self.closed:
                 raise EOFError("closed")
-            command = [sys.executable, "-m", __name__, *map(str, self.limits), self.large.name]
+            command = [sys.executable, "-m", __name__, *map(str, self.limits), str(self.large)]
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -175,11 +178,13 @@ class OneAtATime:
 
     def __enter__(self) -> None:
         if fcntl:
-            fcntl.flock(self.file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks: then they are decoded side by side
+                fcntl.flock(self.file, fcntl.LOCK_EX)
 
     def __exit__(self, *error: object) -> None:
         if fcntl:
-            fcntl.flock(self.file, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.file, fcntl.LOCK_UN)
 
 
 def serve(asked: IO[bytes], answered: IO[bytes], max_pixels: int, max_side: int) -> None:

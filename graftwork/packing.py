@@ -152,7 +152,7 @@ class Packer:
         def size(results: list[Found]) -> int:
             return sum(len(found.data) for _, _, found in results if isinstance(found, Fresh))
 
-        decoders = Decoders(WORKERS, self.settings.max_pixels, self.settings.max_side)
+        decoders = Decoders(WORKERS, self.settings.max_pixels, self.settings.max_side, self.folder / "large.lock")
         with warnings.catch_warnings(), decoders:
             # Of odd metadata, thousands of lines on stderr. The threads share the filters: they are set once, around them.
             warnings.filterwarnings("ignore", module=r"PIL\.")

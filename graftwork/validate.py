@@ -160,9 +160,7 @@ def shown_of(rule: Rule, names: "pd.Series[Any]") -> list[str]:
 def tables(dataset: Dataset, settings: ValidateSettings, reference: dict[str, Any] | None) -> Tables:
     """Compute every column that a rule looks at."""
     rows = dataset.manifest
-    split = np.asarray(pa_codes(rows["split"], list(SPLITS)))
-    label = np.asarray(pa_codes(rows["label"], dataset.classes))
-    content = codes(rows["sha256"].to_pandas())
+    split, label, content = (codes(rows[name].to_pandas()) for name in ("split", "label", "sha256"))
     signatures = dataset.signatures(["brightness", "contrast", "saturation"])
     good = rows.select(["source", "label", "split", "group", "width", "height", "mode"]).to_pandas()
     for name in ("brightness", "contrast", "saturation"):
@@ -196,14 +194,6 @@ def tables(dataset: Dataset, settings: ValidateSettings, reference: dict[str, An
         near,
     )
     return Tables(examples, classes, pd.DataFrame([whole]), duplicates)
-
-
-def pa_codes(column: Any, names: list[str]) -> npt.NDArray[np.int64]:
-    """Return the position of every value in ``names``, or -1."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    return np.asarray(pc.fill_null(pc.index_in(column, value_set=pa.array(names, pa.string())), -1), dtype=np.int64)
 
 
 def codes(values: "pd.Series[Any]") -> npt.NDArray[np.int64]:

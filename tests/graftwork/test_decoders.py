@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -26,9 +27,9 @@ def encoded(seed: int, format: str = "PNG", size: tuple[int, int] = (70, 50)) ->
 
 
 @pytest.fixture
-def decoders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoders]:
+def decoders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Decoders]:
     monkeypatch.setattr(graftwork.decoders, "FEW", 0)
-    with Decoders(2, 1_000_000, 60) as running:
+    with Decoders(2, 1_000_000, 60, tmp_path / "lock") as running:
         yield running
 
 
@@ -43,9 +44,9 @@ def test_a_process_answers_as_this_one_does(decoders: Decoders) -> None:
     assert decoders.look([]) == []
 
 
-def test_few_images_start_no_process() -> None:
+def test_few_images_start_no_process(tmp_path: Path) -> None:
     """A user's hundred images would wait for processes to start."""
-    with Decoders(2, 1_000_000, 0) as decoders:
+    with Decoders(2, 1_000_000, 0, tmp_path / "lock") as decoders:
         assert len(decoders.look([encoded(0)] * 3)) == 3 and not decoders.running
 
 
@@ -82,7 +83,7 @@ def test_an_image_that_ends_its_process_is_broken_and_no_other(
             "    if data == b'hostile': os.kill(os.getpid(), 9)\n"
             "    return examine(data, *rest)\n"
             "images.examine = hostile\n"
-            f"sys.argv = ['x', '{self.limits[0]}', '{self.limits[1]}', '{self.large.name}']\n"
+            f"sys.argv = ['x', '{self.limits[0]}', '{self.limits[1]}', '{self.large}']\n"
             "runpy.run_module('graftwork.decoders', run_name='__main__')\n"
         )
         command = [sys.executable, "-c", program]
@@ -108,17 +109,19 @@ def test_a_process_that_is_killed_is_replaced(decoders: Decoders) -> None:
     assert decoders.look(images) == before
 
 
-def test_no_process_outlives_the_one_that_asked() -> None:
+def test_no_process_outlives_the_one_that_asked(tmp_path: Path) -> None:
     """A user's killed run would leave processes behind, one a core, for ever."""
     program = (
-        "import os, sys, time, graftwork.decoders as d\n"
+        "import os, pathlib, sys, time, graftwork.decoders as d\n"
         "d.FEW = 0\n"
-        "decoders = d.Decoders(2, 100, 100)\n"
+        "decoders = d.Decoders(2, 100, 100, pathlib.Path(sys.argv[1]))\n"
         "decoders.look([b''])\n"
         "print(*(p.pid for p in decoders.running), flush=True)\n"
         "time.sleep(60)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout
     children = [int(pid) for pid in process.stdout.readline().split()]
     assert children and all(psutil.pid_exists(pid) for pid in children)
@@ -130,10 +133,10 @@ def test_no_process_outlives_the_one_that_asked() -> None:
         time.sleep(0.05)
 
 
-def test_the_end_of_the_context_ends_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_the_context_ends_the_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A user's later steps would share the machine with idle processes of the first."""
     monkeypatch.setattr(graftwork.decoders, "FEW", 0)
-    with Decoders(2, 1_000_000, 0) as decoders:
+    with Decoders(2, 1_000_000, 0, tmp_path / "lock") as decoders:
         decoders.look([encoded(0)])
         children = list(decoders.running)
     assert children and all(child.poll() is not None for child in children)
@@ -149,3 +152,21 @@ def test_where_no_process_can_be_started_this_one_decodes(decoders: Decoders, mo
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     assert decoders.look([encoded(0)]) == [look(encoded(0), 1_000_000, 60)]
+
+
+def test_large_images_wait_for_each_other(decoders: Decoders) -> None:
+    """A user's two panoramas at once would need twice the memory that a pod has."""
+    fcntl = pytest.importorskip("fcntl", reason="no file locks on this system")
+    buffer = io.BytesIO()
+    Image.new("L", (4001, 4000)).save(buffer, "PNG")
+    decoders.limits = (100_000_000, 0)
+    answers: list[list[Looked | str]] = []
+    with decoders.large.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        thread = threading.Thread(target=lambda: answers.append(decoders.look([buffer.getvalue()])))
+        thread.start()
+        thread.join(3)
+        assert thread.is_alive() and not answers
+        fcntl.flock(other, fcntl.LOCK_UN)
+        thread.join(30)
+    assert isinstance(answers[0][0], Looked) and answers[0][0].width == 4001
