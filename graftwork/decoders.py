@@ -57,7 +57,7 @@ def look(data: bytes, max_pixels: int, max_side: int) -> Looked | str:
 class Decoders:
     """``number`` processes, shared by any number of threads; a context, at the end of which they are gone.
 
-    ``lock`` is a file, made if need be, by which all that share it decode images of many pixels one at a time.
+    ``lock`` is an empty file, by which all that share it decode images of many pixels one at a time.
     """
 
     def __init__(self, number: int, max_pixels: int, max_side: int, lock: Path) -> None:
@@ -69,7 +69,6 @@ class Decoders:
         self.lock = threading.Lock()
         self.alone = threading.Lock()
         self.large = lock
-        lock.touch()
         for _ in range(number):
             self.idle.put(None)
 

@@ -5,6 +5,7 @@ an interrupted packing goes on, and when a source grows, only what is new is rea
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -55,6 +56,7 @@ PLACE = pa.schema(
     ]
 )
 PACK = pa.schema([("origin", pa.binary(16)), ("suffix", pa.string()), *PLACE, *SIGNATURE])
+LOCK = "large.lock"  # in the store: by which large images are decoded one at a time
 ROW_BITS = 32  # a code is the pack's number and, below it, the row in the pack
 
 
@@ -89,7 +91,15 @@ class Packer:
         recipe = f"{RECIPE}-{SIDE}-{settings.max_side}-{settings.max_pixels}"
         store = os.environ.get(STORE)
         self.folder = Path(store, hashlib.sha256(recipe.encode()).hexdigest()[:12]) if store else folder
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / LOCK).touch()
+        except OSError as error:
+            if not store or error.errno == errno.ENOSPC:
+                raise
+            raise UserError(
+                f"store {one_line(self.folder)}: cannot be written ({error.strerror}); set {STORE} to a folder that you may write"
+            ) from None
         self.names: list[str] = []  # of packs, without suffix
         self.by_content: dict[str, int] = {}  # SHA-256 to code; its keys are the very strings that ingest keeps
         self.by_origin: dict[bytes, str] = {}  # source, key and version to SHA-256
@@ -152,7 +162,7 @@ class Packer:
         def size(results: list[Found]) -> int:
             return sum(len(found.data) for _, _, found in results if isinstance(found, Fresh))
 
-        decoders = Decoders(WORKERS, self.settings.max_pixels, self.settings.max_side, self.folder / "large.lock")
+        decoders = Decoders(WORKERS, self.settings.max_pixels, self.settings.max_side, self.folder / LOCK)
         with warnings.catch_warnings(), decoders:
             # Of odd metadata, thousands of lines on stderr. The threads share the filters: they are set once, around them.
             warnings.filterwarnings("ignore", module=r"PIL\.")

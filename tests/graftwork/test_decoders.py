@@ -26,10 +26,15 @@ def encoded(seed: int, format: str = "PNG", size: tuple[int, int] = (70, 50)) ->
     return buffer.getvalue()
 
 
+def lock_in(folder: Path) -> Path:
+    (folder / "lock").touch()
+    return folder / "lock"
+
+
 @pytest.fixture
 def decoders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Decoders]:
     monkeypatch.setattr(graftwork.decoders, "FEW", 0)
-    with Decoders(2, 1_000_000, 60, tmp_path / "lock") as running:
+    with Decoders(2, 1_000_000, 60, lock_in(tmp_path)) as running:
         yield running
 
 
@@ -46,7 +51,7 @@ def test_a_process_answers_as_this_one_does(decoders: Decoders) -> None:
 
 def test_few_images_start_no_process(tmp_path: Path) -> None:
     """A user's hundred images would wait for processes to start."""
-    with Decoders(2, 1_000_000, 0, tmp_path / "lock") as decoders:
+    with Decoders(2, 1_000_000, 0, lock_in(tmp_path)) as decoders:
         assert len(decoders.look([encoded(0)] * 3)) == 3 and not decoders.running
 
 
@@ -120,7 +125,7 @@ def test_no_process_outlives_the_one_that_asked(tmp_path: Path) -> None:
         "time.sleep(60)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, str(lock_in(tmp_path))], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout
     children = [int(pid) for pid in process.stdout.readline().split()]
@@ -136,7 +141,7 @@ def test_no_process_outlives_the_one_that_asked(tmp_path: Path) -> None:
 def test_the_end_of_the_context_ends_the_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A user's later steps would share the machine with idle processes of the first."""
     monkeypatch.setattr(graftwork.decoders, "FEW", 0)
-    with Decoders(2, 1_000_000, 0, tmp_path / "lock") as decoders:
+    with Decoders(2, 1_000_000, 0, lock_in(tmp_path)) as decoders:
         decoders.look([encoded(0)])
         children = list(decoders.running)
     assert children and all(child.poll() is not None for child in children)

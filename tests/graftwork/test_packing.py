@@ -256,3 +256,14 @@ def test_large_examples_after_small_ones_are_not_read_in_numbers(
     for n in range(80):
         picture(tmp_path / "data" / "ab"[n % 2] / f"{n:02d}.png", n, (8, 8) if n < 40 else (64, 64))
     check(pack(tmp_path / "data", tmp_path / "out"), tmp_path / "data")
+
+
+def test_a_store_that_cannot_be_written_gets_one_line(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who mistypes the store's folder would read a trace that calls it a defect."""
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv(STORE, str(tmp_path / "file" / "store"))
+    with pytest.raises(UserError, match=r"store .*cannot be written \(Not a directory\); set GRAFTWORK_STORE"):
+        pack(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
