@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from graftwork.calibration import fit_temperature
 from graftwork.errors import UserError
 from graftwork.model import read_info, read_tensors, save_model
 from graftwork.selection import METRICS, measure
@@ -80,7 +81,9 @@ def train_baseline(embeddings: Path, folder: Path) -> dict[str, Any]:
             len(position),
             weights=np.concatenate([counted["train"], counted["val"]]),
         )
-    found = measure(logits_of(probe, features["val"][0]), targets["val"], METRICS)
+    # Of the probe that has not seen validation: the final one's confidence there would be that of training.
+    logits = logits_of(probe, features["val"][0])
+    found = measure(logits, targets["val"], METRICS)
     source = embeddings / "backbone"
     tensors = read_tensors(source, read_info(source))
     shape = tensors[
@@ -99,6 +102,7 @@ def train_baseline(embeddings: Path, folder: Path) -> dict[str, Any]:
                 "examples": len(targets["val"]),
                 "val": found,
             },
+            "temperature": fit_temperature(logits, targets["val"]),
             "hyperparameters": {"C": strength, "refit": "train+val"},
             "history": curve,
         },

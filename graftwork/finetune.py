@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from graftwork import checkpoint
 from graftwork.averaging import State, greedy_soup, wise_ft
 from graftwork.backbones import build
 from graftwork.batches import SplitImages, augment
+from graftwork.calibration import fit_temperature
 from graftwork.convolutions import faster_gradients
 from graftwork.dataset import Dataset
 from graftwork.errors import UserError
@@ -139,15 +141,17 @@ def train(
     runner = torch.compile(network) if execution.engine == "compiled" else network
     scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "fp16" and device.type == "cuda")
 
-    def validate(candidate: Any, metrics: tuple[str, ...] = wanted) -> dict[str, float]:
+    def val_logits(candidate: Any) -> npt.NDArray[np.float32]:
         evaluating(optimizer)
         if not len(val):
-            return measure(np.zeros((0, classes), np.float32), val.targets.numpy(), metrics)
+            return np.zeros((0, classes), np.float32)
         usual = default_execution(settings, device, preprocess.size)._replace(precision="fp32", engine="eager")
         usual = usual._replace(memory_format=execution.memory_format)
         run = Inference(candidate, preprocess, device, usual, note)
-        logits = torch.cat([run(pixels) for _, pixels in val.in_order(torch.arange(len(val)).split(256))])
-        return measure(logits.numpy(), val.targets.numpy(), metrics)
+        return torch.cat([run(pixels) for _, pixels in val.in_order(torch.arange(len(val)).split(256))]).numpy()
+
+    def validate(candidate: Any) -> dict[str, float]:
+        return measure(val_logits(candidate), val.targets.numpy(), wanted)
 
     def train_step(indices: Tensor, pixels: Tensor) -> Tensor:
         """Run one batch forward and backward, in parts where memory wants it, and step; return the mean loss."""
@@ -320,7 +324,8 @@ def train(
         first = {name: tensor.cpu() for name, tensor in start.items()}
         best, best_metrics, averages["wise_ft"] = wise_ft(first, on_cpu, best_metrics, settings.metric, measure_state)
     network.load_state_dict(best)
-    final = validate(network, METRICS)
+    logits = val_logits(network)
+    final = measure(logits, val.targets.numpy(), METRICS)
     seconds = before + time.perf_counter() - began
     return save_model(
         folder,
@@ -340,6 +345,7 @@ def train(
                 "epoch": at["best_epoch"],
                 "val": final,
             },
+            "temperature": fit_temperature(logits, val.targets.numpy()),
             "averages": averages,
             "plan": planned.params("training"),
             "hyperparameters": {

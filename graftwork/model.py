@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graftwork import __version__
+from graftwork.calibration import probabilities
 from graftwork.errors import UserError
 from graftwork.files import finished_folder, write_json
 from graftwork.images import Array, Preprocess
@@ -42,6 +43,11 @@ class Model(NamedTuple):
     def classes(self) -> list[str]:
         return list(self.info["classes"])
 
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by before they become probabilities; 1 in models older than it."""
+        return float(self.info.get("temperature", 1.0))
+
 
 def save_model(
     folder: Path,
@@ -52,7 +58,7 @@ def save_model(
     """Write ``tensors`` (name: array) and ``info`` as a Model artifact; return ``model.json``, with the digest and the versions added.
 
     ``beside`` are further safetensors files, by name, for the steps that follow. ``info`` holds backbone, backbone_args, head,
-    classes, preprocess, weights, candidate, dataset_digest, seconds and selection.
+    classes, preprocess, weights, candidate, dataset_digest, seconds, selection and temperature.
     """
     from safetensors.numpy import save_file
 
@@ -194,7 +200,17 @@ def predict(
     progress: Callable[[int], None] = lambda done: None,
     execution: "Execution | None" = None,
 ) -> Floats:
-    """Return the class probabilities of ``images`` (each (H, W, 3), uint8, already fitted), shape (N, classes), float32.
+    """Return the calibrated class probabilities of ``images``, shape (N, classes), float32; arguments as for ``predict_logits``."""
+    return probabilities(predict_logits(model, images, progress, execution), model.temperature)
+
+
+def predict_logits(
+    model: Model,
+    images: Iterable[Array],
+    progress: Callable[[int], None] = lambda done: None,
+    execution: "Execution | None" = None,
+) -> Floats:
+    """Return the logits of ``images`` (each (H, W, 3), uint8, already fitted), shape (N, classes), float32.
 
     ``execution`` says how the network is run; without one it is run as is right for a few images.
     """
@@ -207,7 +223,7 @@ def predict(
     run = Inference(model.network, model.preprocess, model.device, execution or usual)
     found, done = [], 0
     for batch in batches(images, run.execution.micro_batch):
-        found.append(torch.softmax(run(torch.from_numpy(batch)), dim=1).numpy())
+        found.append(run(torch.from_numpy(batch)).numpy())
         done += len(batch)
         progress(done)
     return np.concatenate(found) if found else np.zeros((0, len(model.classes)), np.float32)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from graftwork.errors import UserError, one_line
+from graftwork.pipelines.terminal import WIDTH, Output, console, errors, fail
 from graftwork.settings import (
     DEFAULT_BACKBONE,
     EvaluateSettings,
@@ -48,13 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
-# Piped into a file or another program, tables are not folded to the 80 columns of a terminal that is not there.
-WIDTH = None if sys.stdout.isatty() else 160
-console = Console(width=WIDTH)
-errors = Console(stderr=True)
-Output = Annotated[
-    Path, typer.Option("--output", help="Folder for runs, and for MLflow where MLFLOW_TRACKING_URI is not set.")
-]
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; see 'graftwork settings'."),
@@ -673,11 +667,6 @@ def main() -> None:
     if status == 130:
         errors.print("[yellow]graftwork: stopped[/]")
     sys.exit(status or 0)
-
-
-def fail(message: str, status: int = 2) -> NoReturn:
-    errors.print(f"[red]graftwork: {escape(one_line(message, 1000))}[/]", soft_wrap=True, highlight=False)
-    sys.exit(status)
 
 
 if __name__ == "__main__":
