@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from graftwork.errors import UserError, one_line
+from graftwork.pipelines.prediction import EXPORT_EXAMPLES, PREDICT_EXAMPLES, export, predict
+from graftwork.pipelines.service import serve
 from graftwork.pipelines.terminal import WIDTH, Output, console, errors, fail
 from graftwork.settings import (
     DEFAULT_BACKBONE,
@@ -296,37 +298,9 @@ def compile(
     )
 
 
-@app.command(
-    epilog="[bold]Examples[/]\n\ngraftwork predict models:/flowers@champion photo.jpg\n\ngraftwork predict my-model/ photos/*.jpg --csv out.csv"
-)
-def predict(
-    model: Annotated[str, typer.Argument(help="Model folder, or models:/NAME@alias or models:/NAME/VERSION.")],
-    inputs: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="INPUT...")],
-    csv: Annotated[Path | None, typer.Option(help="Write a table with every probability.")] = None,
-    output: Output = Path("runs"),
-) -> None:
-    """Label images with a model from the registry or from a folder."""
-    from graftwork.predicting import predict_files
-
-    rows, classes, broken = predict_files(model, inputs, tracking_uri(output))
-    if csv:
-        from graftwork.predicting import write_csv
-
-        write_csv(csv, rows, classes)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("image", "label", "probability"):
-        table.add_column(heading, justify="right" if heading == "probability" else "left", overflow="fold")
-    for path, probabilities in rows:
-        best = int(probabilities.argmax())
-        table.add_row(escape(one_line(path)), escape(classes[best]), f"{probabilities[best]:.3f}")
-    if rows:
-        console.print(table)
-    for path, reason in broken:
-        errors.print(
-            f"[red]graftwork: {escape(one_line(path))}: {escape(reason)}; left out[/]", soft_wrap=True, highlight=False
-        )
-    if broken:
-        raise typer.Exit(1)
+app.command(epilog=PREDICT_EXAMPLES)(predict)
+app.command(epilog=EXPORT_EXAMPLES)(export)
+app.command(epilog="[bold]Example[/]\n\ngraftwork serve models:/flowers@champion --port 8080")(serve)
 
 
 @app.command(epilog="[bold]Example[/]\n\ngraftwork compare")

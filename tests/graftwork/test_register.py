@@ -12,8 +12,8 @@ import pytest
 
 from graftwork.dataset import Dataset
 from graftwork.evaluate import evaluate
-from graftwork.model import read_info, read_tensors, save_model
-from graftwork.predicting import model_folder, predict_files
+from graftwork.model import load_model, read_info, read_tensors, save_model
+from graftwork.predicting import find_images, label_images, model_folder
 from graftwork.settings import EvaluateSettings, RegisterSettings
 
 
@@ -111,9 +111,10 @@ def test_registered_model_gives_the_evaluations_probabilities(first, dataset, st
         found = model.predict(inputs) if isinstance(inputs, pd.DataFrame) else python_model.predict(None, inputs)
         assert found["label"].tolist() == expected["predicted"].tolist()
         np.testing.assert_allclose(found[columns].to_numpy(), expected[columns].to_numpy(), atol=1e-5)
-    rows, classes, broken = predict_files("models:/digits model@champion", files, store.uri)
-    assert classes == dataset.classes and not broken
-    np.testing.assert_allclose([p for _, p in rows], expected[columns].to_numpy(), atol=1e-5)
+    loaded, broken = load_model(model_folder("models:/digits model@champion", store.uri)), []
+    rows = list(label_images(loaded, find_images([str(f) for f in files]), lambda *one: broken.append(one)))
+    assert loaded.classes == dataset.classes and not broken
+    np.testing.assert_allclose(np.concatenate([r.probabilities for r in rows]), expected[columns].to_numpy(), atol=1e-5)
 
 
 def test_registered_version_holds_no_pickle_and_says_where_it_comes_from(
