@@ -268,7 +268,8 @@ def write(result: dict[str, Any], output: Path) -> None:
     text = f"""{result["backbone"]} at {result["size"]} px; {result["machine"]}. Clients run on the same cores.
 
 One image, {result["threads"]} threads, medians. Bare: eager, batch 1, the fastest of two memory formats and two ways in which threads wait. HTTP:
-JSON with base64, decoding and preprocessing included.
+JSON with base64, decoding and preprocessing included. Without a pause the two are not alike: a request brings some rest with it, a loop
+none, and a pass in a loop takes twice as long here. The rows with a pause are the comparison.
 
 | pause before each | bare network | the service's fused graph alone | over HTTP (95% within) | HTTP against bare |
 |---|---:|---:|---:|---:|
