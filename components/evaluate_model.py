@@ -17,10 +17,14 @@ def evaluate_model(
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
     scratch: Optional[dsl.Input[dsl.Model]] = None,
+    embeddings: Optional[dsl.Input[dsl.Artifact]] = None,
     dataset_digest: str = "",
     confidence: float = 0.95,
     resamples: int = 2000,
     metric: str = "accuracy",
+    slices: list = [],  # noqa: B006  KFP copies it into the spec
+    corruptions: list = [],  # noqa: B006  KFP copies it into the spec
+    learning_curve: str = "",
     seed: int = 0,
 ):
     """Evaluates every candidate on the test images and chooses one on validation.
@@ -32,12 +36,16 @@ def evaluate_model(
         evaluation: Metrics, pictures and per-example predictions.
         report: The same, for a person.
         metrics: Headline figures of the chosen candidate.
-        confusion: Its confusion matrix.
+        confusion: Its confusion matrix and ROC curve.
         scratch: The control, trained from random weights.
+        embeddings: The frozen features, by which the labels of train and validation are doubted.
         dataset_digest: Digest that the dataset must have.
         confidence: Of the bootstrap intervals.
         resamples: Of the bootstrap.
         metric: accuracy, macro_f1, auroc or loss, on validation.
+        slices: Columns of the manifest by whose values the test is looked at.
+        corruptions: Distortions that the test is repeated with.
+        learning_curve: curve.json of a learning curve on this data, for the report.
         seed: Of the bootstrap.
     """
     from graftwork import steps
@@ -50,12 +58,18 @@ def evaluate_model(
         evaluation.path,
         report.path,
         metrics.path,
+        embeddings=embeddings.path if embeddings else "",
         confidence=confidence,
         resamples=resamples,
         metric=metric,
+        slices=slices,
+        corruptions=corruptions,
+        learning_curve=learning_curve,
         seed=seed,
     )
     metrics.metadata.update(found["metrics"])
     if len(found["labels"]) <= 100:  # KFP stores the matrix as metadata, which has a limit
         confusion.log_confusion_matrix(found["labels"], found["confusion"])
+    if found["roc"]:
+        confusion.log_roc_curve(found["roc"]["fpr"], found["roc"]["tpr"], found["roc"]["threshold"])
     open(confusion.path, "w").close()  # the local runner's cache wants a file for every output

@@ -14,12 +14,14 @@ def register_model(
     baseline: dsl.Input[dsl.Model],
     fine_tuned: dsl.Input[dsl.Model],
     decision: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
     scratch: Optional[dsl.Input[dsl.Model]] = None,
+    validation: Optional[dsl.Input[dsl.Metrics]] = None,
     dataset_digest: str = "",
     register_as: str = "",
-    min_gain: float = 0.0,
+    policy: str = "",
 ):
-    """Registers the chosen candidate in MLflow; it becomes champion if it beats the champion and the baseline.
+    """Registers the chosen candidate in MLflow; it becomes champion if the policy's rules say so.
 
     Args:
         dataset: The packed examples.
@@ -27,14 +29,24 @@ def register_model(
         baseline: The linear probe on frozen features.
         fine_tuned: The fine-tuned network.
         decision: What was decided, and why, as JSON.
+        report: The evaluation's page, with the decision first.
         scratch: The control, trained from random weights.
+        validation: Counts of the data's validation.
         dataset_digest: Digest that the dataset must have.
         register_as: Name in the registry; empty takes the dataset's.
-        min_gain: Test accuracy by which the champion must be beaten.
+        policy: YAML that says who becomes champion; empty takes the defaults.
     """
     from graftwork import steps
 
     models = {"baseline": baseline.path, "fine_tuned": fine_tuned.path, "scratch": scratch.path if scratch else ""}
     steps.register_model(
-        dataset.path, dataset_digest, evaluation.path, models, decision.path, register_as=register_as, min_gain=min_gain
+        dataset.path,
+        dataset_digest,
+        evaluation.path,
+        models,
+        decision.path,
+        report.path,
+        validation=validation.path if validation else "",
+        register_as=register_as,
+        policy=policy,
     )

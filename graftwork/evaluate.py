@@ -1,5 +1,7 @@
-"""Evaluation: every candidate on the same test images, with intervals; the choice among them is made on validation alone."""
+"""Evaluation: every candidate on the same test images, with intervals, and where the chosen one fails; the choice among them is made on validation alone."""
 
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,19 +11,34 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from scipy.stats import bootstrap
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from graftwork.batches import Progress, SplitImages
+from graftwork.calibration import probabilities
+from graftwork.corruptions import KINDS, robustness
 from graftwork.dataset import Dataset
-from graftwork.errors import UserError
-from graftwork.execution import Execution, plan_inference
+from graftwork.errors import UserError, one_line
+from graftwork.execution import Execution, Inference, plan_inference
 from graftwork.files import finished_folder, write_json
-from graftwork.model import Floats, Model, load_model, predict, read_info
-from graftwork.report import confusion_picture, history_picture, reliability_picture, render_evaluation
+from graftwork.label_errors import crossvalidated, likely_label_errors
+from graftwork.metrics import compare, score
+from graftwork.model import Floats, Model, load_model, predict_logits, read_info
+from graftwork.report import (
+    confused_pairs,
+    confusion_picture,
+    curves_picture,
+    history_picture,
+    reliability_picture,
+    render_evaluation,
+)
+from graftwork.saliency import overlay, saliency
 from graftwork.selection import merit
 from graftwork.settings import EvaluateSettings, ExecutionSettings
+from graftwork.slices import slice_scores
 
+FORMAT = "graftwork-evaluation/2"
+MISTAKES = 12  # shown as pictures
+LABEL_ERRORS = 50  # listed
+ROBUSTNESS_EXAMPLES = 2000  # that are distorted, spread over the test split
 Ints = npt.NDArray[np.int64]
 # A tie on validation goes to the simpler candidate, which comes first.
 CANDIDATES = ("baseline", "fine_tuned", "scratch")
@@ -34,62 +51,97 @@ def evaluate(
     folder: Path,
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda message: None,
+    embeddings: Path | None = None,
 ) -> dict[str, Any]:
     """Predict the test split with every Model artifact in ``models`` and write the evaluation; return its ``evaluation.json``.
 
-    ``predictions-CANDIDATE.parquet`` has a row an example: id, label, predicted, correct, and a probability a class.
+    ``predictions-CANDIDATE.parquet`` has a row an example: id, label, predicted, correct, and a calibrated probability a class;
+    ``logits-CANDIDATE.npy`` the same rows' logits. With the Embeddings artifact, labels of train and validation are doubted as well.
 
     Raises:
-        UserError: the test split is empty.
+        UserError: the test split is empty, or a setting names a column or a corruption that there is not.
     """
     rows = dataset.split("test")
     if not len(rows):
         raise UserError("test split: is empty, so nothing can be proved; add test images or raise test_fraction")
+    unknown = sorted(set(settings.corruptions) - set(KINDS))
+    if unknown:
+        raise UserError(f"setting corruptions = {one_line(', '.join(unknown))}: choose among {', '.join(KINDS)}")
     targets = dataset.targets(rows)
     result: dict[str, Any] = {
-        "format": "graftwork-evaluation/1",
+        "format": FORMAT,
         "dataset_digest": dataset.digest,
         "examples": len(rows),
         "confidence": settings.confidence,
         "classes": dataset.classes,
+        "metric": settings.metric,
         "candidates": {},
     }
     test: SplitImages | None = None
+    logits: dict[str, Floats] = {}
     with finished_folder(folder) as partial:
         for number, (name, path) in enumerate(models.items()):
             model = load_model(path)
             if test is None or test.preprocess != model.preprocess:
                 test = SplitImages(dataset, "test", model.preprocess)
-            probabilities = predict(
+            execution = how_to_run(model, test, note)
+            logits[name] = predict_logits(
                 model,
                 test,
                 lambda done, n=number: progress(n * len(rows) + done, len(models) * len(rows)),  # type: ignore[misc]
-                how_to_run(model, test, note),
+                execution,
             )
-            metrics = score(targets, probabilities, settings)
             result["candidates"][name] = {
-                "test": metrics,
+                "test": score(targets, logits[name], dataset.classes, settings, model.temperature),
                 "val": model.info["selection"],
+                "temperature": model.temperature,
                 "seconds": model.info["seconds"],
                 "sha256": model.info["sha256"],
                 "history": model.info.get("history", []),
                 "hyperparameters": model.info.get("hyperparameters", {}),
+                "parameters": model.info["parameters"],
+                "size_mb": (path / "model.safetensors").stat().st_size / 1e6,
+                "latency_ms": latency(model, test),
+                "weights_source": model.info["weights"]["source"],
             }
-            write_predictions(partial / f"predictions-{name}.parquet", rows, dataset.classes, targets, probabilities)
-        result["metric"] = settings.metric
-        result["chosen"] = choose(
-            {name: merit(settings.metric, info["val"]["val"]) for name, info in result["candidates"].items()},
-            # A loss is no share of the examples: one of them can change it by any amount.
-            0 if settings.metric == "loss" else len(dataset.split("val")),
+            np.save(partial / f"logits-{name}.npy", logits[name], allow_pickle=False)
+            write_predictions(
+                partial / f"predictions-{name}.parquet", rows, dataset.classes, targets, logits[name], model.temperature
+            )
+        merits = {name: merit(settings.metric, info["val"]["val"]) for name, info in result["candidates"].items()}
+        # A loss is no share of the examples: one of them can change it by any amount.
+        chosen = choose(merits, 0 if settings.metric == "loss" else len(dataset.split("val")))
+        best = result["candidates"][chosen]
+        calibrated = {
+            name: probabilities(logits[name], found["temperature"]) for name, found in result["candidates"].items()
+        }
+        result["chosen"] = chosen
+        result["comparisons"] = {
+            name: compare(targets, calibrated[chosen], calibrated[name], settings) for name in logits if name != chosen
+        }
+        result["confused"] = confused_pairs(np.array(best["test"]["confusion"]), dataset.classes)
+        result["notes"] = list(best["test"]["notes"])
+        model = load_model(models[chosen])
+        if test is None or test.preprocess != model.preprocess:
+            test = SplitImages(dataset, "test", model.preprocess)
+        result["mistakes"] = worst_mistakes(dataset, rows, targets, calibrated[chosen], model, partial)
+        result |= doubted_labels(dataset, rows, targets, calibrated[chosen], embeddings, models)
+        result["slices"] = slice_scores(dataset, rows, targets, logits[chosen].argmax(1), settings.slices)
+        result["corruptions"] = (
+            distorted(model, test, targets, settings.corruptions, note) if settings.corruptions else []
         )
-        chosen = result["candidates"][result["chosen"]]
+        result["learning_curve"] = labels_saved(settings.learning_curve)
         write_json(partial / "evaluation.json", result)
-        confusion_picture(np.array(chosen["test"]["confusion"]), dataset.classes, partial / "confusion.png")
-        reliability_picture(chosen["test"]["reliability"], partial / "reliability.png")
+        confusion_picture(np.array(best["test"]["confusion"]), dataset.classes, partial / "confusion.png")
+        reliability_picture(
+            best["test"]["reliability_uncalibrated"], best["test"]["reliability"], partial / "reliability.png"
+        )
+        curves_picture(best["test"], partial / "curves.png")
         for name in models:
-            if "epoch" in (chosen["val"] if name == result["chosen"] else result["candidates"][name]["val"]):
+            if "epoch" in result["candidates"][name]["val"]:
                 history_picture(result["candidates"][name]["history"], partial / f"history-{name}.png")
-        render_evaluation(result, dataset.info, read_info(models[result["chosen"]]), partial)
+        page = render_evaluation(result, dataset.info, read_info(models[chosen]), partial)
+        (partial / "report.html").write_text(page, encoding="utf-8")
     return result
 
 
@@ -110,6 +162,24 @@ def how_to_run(model: Model, test: SplitImages, note: Callable[[str], None]) -> 
     return planned.execution
 
 
+def latency(model: Model, test: SplitImages) -> float:
+    """Return the median milliseconds of the network on one image, the input's normalisation included, run as for a few images."""
+    from graftwork.execution import default_execution
+
+    run = Inference(
+        model.network,
+        model.preprocess,
+        model.device,
+        default_execution(ExecutionSettings(), model.device, model.preprocess.size),
+    )
+    one, seconds = test[torch.arange(1)], []
+    for _ in range(15):
+        began = time.perf_counter()
+        run(one)
+        seconds.append(time.perf_counter() - began)
+    return round(float(np.median(seconds[3:])) * 1000, 2)
+
+
 def choose(val_merit: dict[str, float], examples: int = 0) -> str:
     """Return the candidate that is best on validation; test figures play no part.
 
@@ -125,81 +195,109 @@ def choose(val_merit: dict[str, float], examples: int = 0) -> str:
     return best
 
 
-def score(targets: Ints, probabilities: Floats, settings: EvaluateSettings) -> dict[str, Any]:
-    """Return the metrics of one model on one split: plain numbers, each headline figure with its bootstrap interval [low, high]."""
-    predicted = probabilities.argmax(1)
-    labels = np.arange(probabilities.shape[1])
-    ece, bins = calibration(targets, probabilities)
-    return {
-        "accuracy": float(accuracy_score(targets, predicted)),
-        "accuracy_interval": interval(accuracy, targets, predicted, settings),
-        "macro_f1": float(f1_score(targets, predicted, labels=np.unique(targets), average="macro", zero_division=0)),
-        "macro_f1_interval": interval(macro_f1, targets, predicted, settings),
-        "log_loss": float(-np.log(np.clip(probabilities[np.arange(len(targets)), targets], 1e-12, 1)).mean()),
-        "ece": ece,
-        "reliability": bins,
-        "confusion": confusion_matrix(targets, predicted, labels=labels).tolist(),
-        "per_class_f1": [float(v) for v in f1_score(targets, predicted, labels=labels, average=None, zero_division=0)],
-    }
+# ---- where it fails ------------------------------------------------------------------------------------------------------------
 
 
-def accuracy(targets: Ints, predicted: Ints, axis: int = -1) -> npt.NDArray[np.float64]:
-    """Accuracy along ``axis``, for whole arrays of resamples at once."""
-    return np.asarray((targets == predicted).mean(axis=axis))
+def worst_mistakes(
+    dataset: Dataset, rows: pa.Table, targets: Ints, found: Floats, model: Model, folder: Path
+) -> list[dict[str, Any]]:
+    """Return the mistakes that the model was surest of, and write their pictures, and where it looked, under ``folder``/mistakes."""
+    from PIL import Image
+
+    predicted, confidence = found.argmax(1), found.max(1)
+    wrong = np.flatnonzero(predicted != targets)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+    if not len(worst):
+        return []
+    test = SplitImages(dataset._replace(manifest=rows.take(worst)), "test", model.preprocess)
+    pixels = test[torch.arange(len(worst))].numpy()
+    heat = saliency(model, pixels, predicted[worst])
+    (folder / "mistakes").mkdir()
+    listed = []
+    for n, position in enumerate(worst.tolist()):
+        picture, looked = f"mistakes/{n:02d}.png", f"mistakes/{n:02d}-saliency.png"
+        Image.fromarray(pixels[n]).save(folder / picture)
+        overlay(pixels[n], heat[n]).save(folder / looked)
+        listed.append(
+            {
+                "id": rows["id"][position].as_py(),
+                "source": rows["source"][position].as_py(),
+                "label": dataset.classes[int(targets[position])],
+                "predicted": dataset.classes[int(predicted[position])],
+                "confidence": float(confidence[position]),
+                "picture": picture,
+                "saliency": looked,
+            }
+        )
+    return listed
 
 
-def macro_f1(targets: Ints, predicted: Ints, axis: int = -1) -> npt.NDArray[np.float64]:
-    """Unweighted mean of the classes' F1 along ``axis``; a class absent from a resample is left out, as scikit-learn does with absent labels."""
-    total, classes = np.zeros(np.delete(targets.shape, axis)), np.zeros(np.delete(targets.shape, axis))
-    for c in range(int(targets.max(initial=0)) + 1):
-        true, said = targets == c, predicted == c
-        support, both = true.sum(axis), (true & said).sum(axis)
-        total += np.where(support > 0, 2 * both / np.maximum(support + said.sum(axis), 1), 0.0)
-        classes += support > 0
-    return total / np.maximum(classes, 1)
+def doubted_labels(
+    dataset: Dataset,
+    rows: pa.Table,
+    targets: Ints,
+    found: Floats,
+    embeddings: Path | None,
+    models: dict[str, Path],
+) -> dict[str, Any]:
+    """Return the labels that are likely wrong: of the test by the chosen model, of train and validation by probes that have not seen them."""
+    total, positions = likely_label_errors(targets, found, LABEL_ERRORS)
+    listed = [doubt(dataset, rows, *one) for one in positions]
+    if embeddings is not None and "baseline" in models:
+        made = crossvalidated(embeddings, float(read_info(models["baseline"])["hyperparameters"]["C"]))
+        if made is not None:
+            index, given, out_of_sample = made
+            more, positions = likely_label_errors(given, out_of_sample, LABEL_ERRORS)
+            known = {key: n for n, key in enumerate(dataset.manifest["id"].to_pylist())}
+            total += more
+            for position, suggested, quality in positions:
+                row = dataset.manifest.slice(known[index["id"][position].as_py()], 1)
+                listed.append(doubt(dataset, row, 0, suggested, quality))
+    listed.sort(key=lambda one: one["quality"])
+    return {"label_errors": listed[:LABEL_ERRORS], "label_errors_total": total}
 
 
-def interval(statistic: Any, targets: Ints, predicted: Ints, settings: EvaluateSettings) -> list[float]:
-    """Percentile bootstrap over the test examples (Efron 1979), pairs of (target, prediction) drawn together."""
-    if len(targets) < 2:
-        return [0.0, 1.0]
-    found = bootstrap(
-        (targets, predicted),
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=settings.resamples,
-        batch=max(1, 2_000_000 // len(targets)),
-        confidence_level=settings.confidence,
-        method="percentile",
-        rng=np.random.default_rng(settings.seed),
+def doubt(dataset: Dataset, rows: pa.Table, position: int, suggested: int, quality: float) -> dict[str, Any]:
+    told = {key: rows[key][position].as_py() for key in ("id", "source", "split", "label")}
+    return {**told, "suggested": dataset.classes[suggested], "quality": round(float(quality), 4)}
+
+
+def distorted(
+    model: Model, test: SplitImages, targets: Ints, kinds: list[str], note: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Return the accuracy on distorted test images, at most ``ROBUSTNESS_EXAMPLES`` of them."""
+    some = np.unique(np.linspace(0, len(test) - 1, min(len(test), ROBUSTNESS_EXAMPLES)).astype(np.int64))
+    pixels = np.concatenate(
+        [test[torch.from_numpy(part)].numpy() for part in np.array_split(some, len(some) // 256 + 1)]
     )
-    return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
+    note(f"corruptions: {', '.join(kinds)} on {len(some):,} test images")
+    return robustness(model, pixels, targets[some], kinds, how_to_run(model, test, lambda message: None))
 
 
-def calibration(targets: Ints, probabilities: Floats, bins: int = 15) -> tuple[float, list[dict[str, float]]]:
-    """Return the expected calibration error (Guo et al. 2017, equal-width bins of confidence) and the bins that hold examples."""
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == targets
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    found = [
-        {
-            "confidence": float(confidence[which == b].mean()),
-            "accuracy": float(correct[which == b].mean()),
-            "examples": int((which == b).sum()),
-        }
-        for b in range(bins)
-        if (which == b).any()
-    ]
-    return float(sum(b["examples"] * abs(b["accuracy"] - b["confidence"]) for b in found) / max(len(targets), 1)), found
+def labels_saved(path: str) -> dict[str, str] | None:
+    """Return what a learning curve on this data says, where one is at hand."""
+    if not path:
+        return None
+    from graftwork.learning_curve import headline
+
+    try:
+        return {"sentence": headline(json.loads(Path(path).read_text(encoding="utf-8")))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"setting learning_curve = {one_line(path)}: is no curve.json ({one_line(error)}); give that of 'graftwork learning-curve'"
+        ) from None
 
 
-def write_predictions(path: Path, rows: pa.Table, classes: list[str], targets: Ints, probabilities: Floats) -> None:
-    predicted = probabilities.argmax(1)
+def write_predictions(
+    path: Path, rows: pa.Table, classes: list[str], targets: Ints, logits: Floats, temperature: float
+) -> None:
+    # The label is that of the logits, which no temperature changes; probabilities of float32 might tie.
+    predicted, found = logits.argmax(1), probabilities(logits, temperature)
     columns: dict[str, Any] = {
         "id": rows["id"],
         "label": rows["label"],
         "predicted": [classes[p] for p in predicted],
         "correct": predicted == targets,
     }
-    columns |= {f"p_{c}": probabilities[:, n] for n, c in enumerate(classes)}
+    columns |= {f"p_{c}": found[:, n] for n, c in enumerate(classes)}
     pq.write_table(pa.table(columns), path)

@@ -1,154 +1,192 @@
-"""Registration: the chosen Model becomes a version in MLflow's registry, and the champion only if it is proved better.
+"""Registration: the chosen Model becomes a version in MLflow's registry, and the champion only if the policy's rules say so.
 
 The champion is evaluated again, now, on the same test images: its recorded figures belong to another test set.
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from graftwork.calibration import probabilities
+from graftwork.card import model_card
 from graftwork.dataset import Dataset
 from graftwork.drift import profile
 from graftwork.errors import UserError, one_line
-from graftwork.model import read_info
-from graftwork.settings import RegisterSettings
-from graftwork.tracking import tracking_uri
+from graftwork.gate import ChampionEvidence, Evidence, Policy, decide, parse_policy
+from graftwork.metrics import HEADLINES, compare, score
+from graftwork.model import Floats, read_info
+from graftwork.registry import (
+    ROLLED_BACK,
+    SAME_WEIGHTS,
+    answering,
+    complete_promotion,
+    described,
+    find_champion,
+    one_version,
+    registry_name,
+    settle,
+)
+from graftwork.settings import EvaluateSettings, RegisterSettings, parse
+from graftwork.tracking import PIPELINE_RUN, source_tags, tracking_uri
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-SAME_WEIGHTS = "graftwork.model_sha256"
+__all__ = ["SAME_WEIGHTS", "download_version", "find_champion", "register", "registry_name"]
 
 
 def register(
-    dataset: Dataset, evaluation: Path, models: dict[str, Path], settings: RegisterSettings, run_id: Callable[[], str]
+    dataset: Dataset,
+    evaluation: Path,
+    models: dict[str, Path],
+    settings: RegisterSettings,
+    run_id: Callable[[], str],
+    validation: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Register the evaluation's choice under the run that ``run_id`` gives, and set an alias; return {"chosen", "decision", "registered"}.
+    """Register the evaluation's choice under the run that ``run_id`` gives, decide in its turn, and set the aliases.
 
-    A model whose very weights are a version already makes no second one.
+    A model whose very weights are a version already makes no second one. ``validation`` holds the counts of the data's validation.
+
+    Returns:
+        {"chosen", "decision", "registered", "champion", "card"}; "champion" is the champion that it was compared with, evaluated now:
+        {"version", "score", "comparison"}, or None.
+
+    Raises:
+        UserError: the policy is none, or the registry does not answer.
     """
+    policy = parse_policy(settings.policy)
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    client = MlflowClient()
     result = json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8"))
     chosen, name = result["chosen"], registry_name(settings.register_as or dataset.info["name"])
     folder = models[chosen]
     info = read_info(folder)
-    champion = find_champion(client, name)
-    if champion is not None and champion.tags.get(SAME_WEIGHTS) == info["sha256"]:
-        reason = f"this very model is version {champion.version}, the champion, already"
-        return {
+    with answering(uri):
+        client = MlflowClient()
+        champion = find_champion(client, name)
+        if champion is not None and champion.tags.get(SAME_WEIGHTS) == info["sha256"]:
+            complete_promotion(client, champion)
+            reason = f"this very model is version {champion.version}, the champion, already"
+            return {
+                "chosen": chosen,
+                "decision": {"promoted": False, "reasons": [reason], "rules": [], "policy": policy.model_dump()},
+                "registered": described(client, name, champion.version),
+                "champion": None,
+                "card": champion.description or "",
+            }
+        card = model_card(result, dataset.info, info, None, name)
+        version = one_version(
+            client,
+            name,
+            info["sha256"],
+            "",
+            lambda tags: log_version(name, folder, info, result, dataset, run_id(), tags, card),
+        )
+        seen: dict[str, Any] = {}
+
+        def judge(against: Any) -> dict[str, Any]:
+            seen.clear()
+            mine = client.get_model_version(name, version)
+            decision, seen["champion"] = judged(
+                policy, dataset, evaluation, result, chosen, against, validation, ROLLED_BACK in mine.tags
+            )
+            return decision
+
+        decision = settle(client, name, version, judge)
+        outcome = {
             "chosen": chosen,
-            "decision": {"promoted": False, "reasons": [reason]},
-            "registered": described(client, name, champion.version),
+            "decision": decision,
+            "registered": described(client, name, version),
+            "champion": seen.get("champion"),
         }
-    decision = decide(result, chosen, dataset, champion, settings)
-    version = find_version(client, name, info["sha256"]) or log_version(
-        client, name, folder, info, result, dataset, run_id()
+        card = model_card(result, dataset.info, info, outcome, name)
+        client.update_model_version(name, version, card)
+        return outcome | {"card": card}
+
+
+def judged(
+    policy: Policy,
+    dataset: Dataset,
+    evaluation: Path,
+    result: dict[str, Any],
+    chosen: str,
+    champion: Any,
+    validation: dict[str, Any] | None,
+    rolled_back: bool,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the decision on the candidate against the champion as it is now, and what the champion's own evaluation gave."""
+    targets = dataset.targets(dataset.split("test"))
+    found = {name: read_logits(evaluation, name, result) for name in {chosen, "baseline"} & set(result["candidates"])}
+    evidence = Evidence(
+        candidate=chosen,
+        targets=targets,
+        probabilities=found[chosen],
+        score=result["candidates"][chosen]["test"],
+        baseline=found.get("baseline") if chosen != "baseline" else None,
+        champion=None,
+        validation=validation,
+        size_mb=result["candidates"][chosen]["size_mb"],
+        latency_ms=result["candidates"][chosen]["latency_ms"],
+        rolled_back=rolled_back,
     )
-    if decision["promoted"]:
-        client.set_registered_model_alias(name, CHAMPION, version)
-        if CHALLENGER in described(client, name, version)["aliases"]:
-            client.delete_registered_model_alias(name, CHALLENGER)
-    else:
-        client.set_registered_model_alias(name, CHALLENGER, version)
-    client.set_model_version_tag(name, version, "graftwork.decision", json.dumps(decision)[:5000])
-    return {"chosen": chosen, "decision": decision, "registered": described(client, name, version)}
-
-
-def decide(
-    result: dict[str, Any], chosen: str, dataset: Dataset, champion: Any, settings: RegisterSettings
-) -> dict[str, Any]:
-    """Say whether the candidate becomes champion, and why: each rule with its figures."""
-    accuracy = {name: c["test"]["accuracy"] for name, c in result["candidates"].items()}
-    mine, reasons, promoted = accuracy[chosen], [], True
-    if chosen != "baseline" and "baseline" in accuracy:
-        better = mine > accuracy["baseline"]
-        promoted &= better
-        reasons.append(
-            f"{chosen} has {mine:.2%} on {result['examples']:,} test images, {'more' if better else 'not more'} than the baseline's {accuracy['baseline']:.2%}"
-        )
-    elif chosen == "baseline":
-        reasons.append(
-            f"the baseline was chosen on validation; it has {mine:.2%} on {result['examples']:,} test images"
-        )
     if champion is None:
-        reasons.append("there was no champion before it")
-        return {"promoted": promoted, "reasons": reasons}
-    theirs, problem = champion_accuracy(champion, dataset)
-    if problem:
-        promoted = False
-        reasons.append(
-            f"the champion, version {champion.version}, cannot be compared ({problem}); set the alias by hand if it is to be replaced"
-        )
-    else:
-        better = mine > theirs + settings.min_gain
-        promoted &= better
-        margin = f" by more than {settings.min_gain:.2%}" if settings.min_gain else ""
-        reasons.append(
-            f"the champion, version {champion.version}, has {theirs:.2%} on the same images: {'beaten' if better else 'not beaten'}{margin}"
-        )
-    return {"promoted": promoted, "reasons": reasons}
+        return decide(policy, evidence), None
+    logits, temperature, problem = champion_logits(champion, dataset)
+    version = str(champion.version)
+    if logits is None:
+        return decide(policy, evidence._replace(champion=ChampionEvidence(version, None, problem))), None
+    theirs = probabilities(logits, temperature)
+    settings = parse(EvaluateSettings, {"confidence": result["confidence"]})
+    told = {
+        "version": int(version),
+        "score": score(targets, logits, dataset.classes, settings, temperature),
+        "comparison": compare(targets, found[chosen], theirs, settings),
+    }
+    return decide(policy, evidence._replace(champion=ChampionEvidence(version, theirs, ""))), told
 
 
-def champion_accuracy(champion: Any, dataset: Dataset) -> tuple[float, str]:
-    """Return (the champion's accuracy on this dataset's test split, "") or (0, why it cannot be had)."""
+def read_logits(evaluation: Path, name: str, result: dict[str, Any]) -> Floats:
+    logits = np.load(evaluation / f"logits-{name}.npy", allow_pickle=False)
+    return probabilities(logits, result["candidates"][name]["temperature"])
+
+
+def champion_logits(champion: Any, dataset: Dataset) -> tuple[Floats | None, float, str]:
+    """Return (the champion's logits on this dataset's test split, its temperature, ""), or (None, 1, why they cannot be had)."""
     from graftwork.batches import SplitImages
-    from graftwork.model import load_model, predict
+    from graftwork.model import load_model, predict_logits
 
     try:
         with tempfile.TemporaryDirectory() as temporary:
             model = load_model(download_version(champion, Path(temporary)))
     except (UserError, MlflowException, OSError) as error:
-        return 0.0, one_line(error, 160)
+        return None, 1.0, one_line(error, 160)
     if model.classes != dataset.classes:
         gone, new = sorted(set(model.classes) - set(dataset.classes)), sorted(set(dataset.classes) - set(model.classes))
-        return 0.0, one_line(
-            f"its classes are others: {', '.join(['-' + c for c in gone] + ['+' + c for c in new])}", 160
+        return (
+            None,
+            1.0,
+            one_line(f"its classes are others: {', '.join(['-' + c for c in gone] + ['+' + c for c in new])}", 160),
         )
-    test = SplitImages(dataset, "test", model.preprocess)
-    return float((predict(model, test).argmax(1) == test.targets.numpy()).mean()), ""
-
-
-def registry_name(name: str) -> str:
-    """Return ``name`` as the registry takes it: no slash, colon or control character."""
-    return "".join(c if c.isprintable() and c not in "/:" else "-" for c in name).strip()[:200] or "model"
-
-
-def find_champion(client: MlflowClient, name: str) -> Any:
-    """Return the version with the alias champion, or None."""
-    try:
-        return client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise UserError(
-            f"model registry: does not answer ({one_line(error, 120)}); check MLFLOW_TRACKING_URI"
-        ) from None
-
-
-def find_version(client: MlflowClient, name: str, sha256: str) -> str:
-    """Return the version with these very weights, or ""."""
-    escaped = name.replace("'", "\\'")
-    found = client.search_model_versions(f"name = '{escaped}' and tags.`{SAME_WEIGHTS}` = '{sha256}'", max_results=1)
-    return str(found[0].version) if found else ""
+    return predict_logits(model, SplitImages(dataset, "test", model.preprocess)), model.temperature, ""
 
 
 def log_version(
-    client: MlflowClient,
     name: str,
     folder: Path,
     info: dict[str, Any],
     result: dict[str, Any],
     dataset: Dataset,
     run_id: str,
-) -> str:
-    """Log the Model artifact as a pyfunc in the run and register it; return the version."""
+    tags: dict[str, str],
+    card: str,
+) -> None:
+    """Log the Model artifact as a pyfunc in the run and register it, with ``tags`` and those that say where it comes from."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
@@ -173,19 +211,22 @@ def log_version(
             # log_model copies a run's metrics at this step; none has it.
             step=2**31 - 1,
         )
-        made = mlflow.register_model(
+        mlflow.log_text(card, "model_card.md")
+        run = mlflow.active_run()
+        pipeline = os.environ.get(PIPELINE_RUN) or run.data.tags.get("graftwork.run", "")
+        mlflow.register_model(
             logged.model_uri,
             name,
             tags={
-                SAME_WEIGHTS: info["sha256"],
+                **tags,
+                **source_tags(),
                 "graftwork.dataset_digest": info["dataset_digest"],
                 "graftwork.backbone": info["backbone"],
                 "graftwork.candidate": info["candidate"],
-                "test_accuracy": f"{test['accuracy']:.6f}",
-                "test_macro_f1": f"{test['macro_f1']:.6f}",
+                **({"graftwork.run": pipeline} if pipeline else {}),
+                **{f"test_{key}": f"{test[key]:.6f}" for key in HEADLINES if test[key] is not None},
             },
         )
-    return str(made.version)
 
 
 def example_input() -> Any:
@@ -201,11 +242,6 @@ def example_input() -> Any:
         Image.new("RGB", (16, 16), (shade, shade, shade)).save(buffer, "PNG")
         pictures.append(buffer.getvalue())
     return pd.DataFrame({"image": pictures})
-
-
-def described(client: MlflowClient, name: str, version: str) -> dict[str, Any]:
-    found = client.get_model_version(name, version)
-    return {"name": name, "version": int(version), "aliases": sorted(found.aliases)}
 
 
 def download_version(version: Any, folder: Path) -> Path:

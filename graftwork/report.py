@@ -7,22 +7,41 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graftwork.errors import one_line
+
 INK, BLUE, ORANGE, GREY = "#1f2933", "#2463eb", "#e8590c", "#9aa5b1"
 TITLES = {"baseline": "frozen features + linear probe", "fine_tuned": "fine-tuned", "scratch": "from scratch (control)"}
 
 
 def render(template: str, **values: Any) -> str:
+    """Return an HTML page; everything in it is escaped."""
+    return _environment(escape=True).get_template(template).render(titles=TITLES, **values)
+
+
+def render_text(template: str, **values: Any) -> str:
+    """Return a text of Markdown; names go through the filter ``cell``."""
+    return _environment(escape=False).get_template(template).render(titles=TITLES, **values)
+
+
+def _environment(escape: bool) -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("graftwork"),
-        autoescape=True,
+        autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
-    return environment.get_template(template).render(titles=TITLES, **values)
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
+    environment.filters["decimals"] = lambda value, places=3: "–" if value is None else f"{value:.{places}f}"
+    environment.filters["cell"] = markdown
+    return environment
+
+
+def markdown(text: str) -> str:
+    """Return somebody's words as Markdown shows them, on one line: nothing in them is markup or HTML."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#&" else c for c in one_line(text, 80))
 
 
 def render_validation(summary: dict[str, Any], pictures: dict[str, list[list[dict[str, str]]]]) -> str:
@@ -48,22 +67,61 @@ def render_validation(summary: dict[str, Any], pictures: dict[str, list[list[dic
     )
 
 
-def render_evaluation(result: dict[str, Any], dataset: dict[str, Any], model: dict[str, Any], folder: Path) -> None:
-    """Write ``report.html``, the pictures in ``folder`` inside it."""
-    pictures = {
-        p.stem: f"data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}"
-        for p in sorted(folder.glob("*.png"))
-    }
-    confusion = np.array(result["candidates"][result["chosen"]]["test"]["confusion"])
-    page = render(
+def render_evaluation(
+    result: dict[str, Any],
+    dataset: dict[str, Any],
+    model: dict[str, Any],
+    folder: Path,
+    outcome: dict[str, Any] | None = None,
+) -> str:
+    """Return the page of an evaluation, one HTML file with the pictures of ``folder`` inside it.
+
+    ``outcome`` is what ``graftwork.register.register`` returned: the page then begins with the decision.
+    """
+    champion = (outcome or {}).get("champion")
+    rivals = {TITLES.get(name, name): found for name, found in result["comparisons"].items()}
+    if champion and champion.get("comparison"):
+        rivals = {f"the champion, version {champion['version']}": champion["comparison"]} | rivals
+    chosen = result["candidates"][result["chosen"]]
+    return render(
         "evaluation.html",
         result=result,
         dataset=dataset,
         model=model,
-        pictures=pictures,
-        pairs=confused_pairs(confusion, result["classes"]),
+        outcome=outcome,
+        champion=champion,
+        best=chosen["test"],
+        rivals=[(name, found, gain_in_words(found)) for name, found in rivals.items()],
+        pictures={path.stem: inline(path) for path in sorted(folder.glob("*.png"))},
+        mistakes=[
+            one | {"picture": inline(folder / one["picture"]), "saliency": inline(folder / one["saliency"])}
+            for one in result["mistakes"]
+        ],
+        by_class=sorted(
+            chosen["test"]["per_class"], key=lambda one: (one["recall"] is None, one["recall"] or 0, one["class"])
+        ),
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def inline(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def gain_in_words(found: dict[str, Any]) -> str:
+    """Say in a sentence whether a difference between two models is real."""
+    if found["difference"] is None:
+        return "cannot be compared: the figure is not defined on this test"
+    points = f"{100 * found['difference']:+.1f} points"
+    if found["interval"] is None:
+        return f"{points}, on too few images for an interval"
+    low, high = (f"{100 * bound:+.1f}" for bound in found["interval"])
+    p = "p < 0.001" if found["p_value"] < 0.001 else f"p = {found['p_value']:.3f}"
+    told = f"{points}, interval {low} to {high}, McNemar {p}"
+    if found["interval"][0] > 0:
+        return f"the gain is real: {told}"
+    if found["interval"][1] < 0:
+        return f"the loss is real: {told}"
+    return f"cannot be told from chance: {told}"
 
 
 def confused_pairs(confusion: npt.NDArray[np.int64], classes: list[str], top: int = 8) -> list[dict[str, Any]]:
@@ -129,19 +187,36 @@ def confusion_picture(confusion: npt.NDArray[np.int64], classes: list[str], path
     _save(figure, path)
 
 
-def reliability_picture(bins: list[dict[str, float]], path: Path) -> None:
-    """Draw accuracy against confidence: a calibrated model lies on the diagonal."""
+def reliability_picture(before: list[dict[str, float]], after: list[dict[str, float]], path: Path) -> None:
+    """Draw accuracy against confidence, before and after temperature scaling: a calibrated model lies on the diagonal."""
     figure, axes = _figure(4.2, 3.6)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    sizes = np.array([b["examples"] for b in bins])
-    axes.scatter(
-        [b["confidence"] for b in bins],
-        [b["accuracy"] for b in bins],
-        s=15 + 200 * sizes / max(sizes.max(initial=0), 1),
-        color=BLUE,
-        alpha=0.75,
-    )
+    most = max([b["examples"] for b in before + after], default=1)
+    for bins, colour, name in ((before, ORANGE, "before scaling"), (after, BLUE, "as served")):
+        axes.scatter(
+            [b["confidence"] for b in bins],
+            [b["accuracy"] for b in bins],
+            s=[15 + 200 * b["examples"] / most for b in bins],
+            color=colour,
+            alpha=0.6,
+            linewidths=0,
+            label=name,
+        )
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    legend = axes.legend(loc="upper left", frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
+    _save(figure, path)
+
+
+def curves_picture(score: dict[str, Any], path: Path) -> None:
+    """Draw the ROC curve of all one-against-rest decisions together (micro average); nothing where there is none."""
+    if not score["roc"]:
+        return
+    figure, axes = _figure(4.2, 3.6)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    axes.plot(score["roc"]["fpr"], score["roc"]["tpr"], color=BLUE)
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1), ylim=(0, 1.01))
     _save(figure, path)
 
 

@@ -173,12 +173,17 @@ class EvaluateSettings(Settings):
     metric: Literal["accuracy", "macro_f1", "auroc", "loss"] = Field(
         "accuracy", description="on validation: decides on the epoch, on stopping and among the candidates"
     )
+    slices: list[str] = Field([], description="columns of the manifest by whose values the test is looked at")
+    corruptions: list[str] = Field(
+        [], description="distortions that the test is repeated with: gaussian-blur, noise, brightness, jpeg"
+    )
+    learning_curve: str = Field("", description="curve.json of a learning curve on this data, for the report")
     seed: int = Field(0, ge=0, lt=2**63)
 
 
 class RegisterSettings(Settings):
     register_as: str = Field("", description="name in the model registry; empty: the dataset's name")
-    min_gain: float = Field(0.0, ge=0, lt=1, description="test accuracy by which a challenger must beat the champion")
+    policy: str = Field("", description="YAML that says who becomes champion; on the command line, --policy FILE")
 
 
 S = TypeVar("S", bound=Settings)

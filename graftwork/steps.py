@@ -145,6 +145,7 @@ def evaluate_model(
     evaluation: str,
     report: str,
     metrics: str,
+    embeddings: str = "",
     **settings: Any,
 ) -> dict[str, Any]:
     """Evaluate every Model artifact in ``models`` on the test split and choose one; write the evaluation and its page."""
@@ -161,27 +162,41 @@ def evaluate_model(
             Path(evaluation),
             journal.progress,
             note=lambda message: journal.notes([message]),
+            embeddings=Path(embeddings) if embeddings else None,
         )
+        journal.notes(result["notes"])
         write_text(Path(report), (Path(evaluation) / "report.html").read_text(encoding="utf-8"))
         journal.params({**chosen.model_dump(), "chosen": result["chosen"]})
-        best = result["candidates"][result["chosen"]]["test"]
-        found = {f"test_{k}": best[k] for k in ("accuracy", "macro_f1", "ece", "log_loss")}
-        by_candidate = {
-            f"{name}_{k}": c["test"][k]
-            for name, c in result["candidates"].items()
-            for k in ("accuracy", "macro_f1", "ece")
-        }
-        journal.metrics({**found, **by_candidate})
+        found = test_metrics(result["candidates"][result["chosen"]]["test"])
+        journal.metrics(found)
+        # Beside what was logged in its training: the candidates' runs are what MLflow's table compares.
+        for candidate in result["candidates"].values():
+            journal.metrics_of(candidate["sha256"], test_metrics(candidate["test"]))
         for path in sorted(Path(evaluation).iterdir()):
             journal.artifact(path, "evaluation")
         write_json(Path(metrics), found)
-        return {"metrics": found, "labels": result["classes"], "confusion": best["confusion"]}
+        best = result["candidates"][result["chosen"]]["test"]
+        return {"metrics": found, "labels": result["classes"], "confusion": best["confusion"], "roc": best["roc"]}
+
+
+def test_metrics(score: dict[str, Any]) -> dict[str, float]:
+    """Return the headline figures of a test as MLflow's metrics: those that are defined."""
+    from graftwork.metrics import HEADLINES
+
+    return {f"test_{name}": score[name] for name in HEADLINES if score[name] is not None}
 
 
 def register_model(
-    dataset: str, dataset_digest: str, evaluation: str, models: dict[str, str], decision: str, **settings: Any
+    dataset: str,
+    dataset_digest: str,
+    evaluation: str,
+    models: dict[str, str],
+    decision: str,
+    report: str,
+    validation: str = "",
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Register the chosen Model in MLflow and decide which alias it gets; write the decision as JSON."""
+    """Register the chosen Model in MLflow and decide which alias it gets; write the decision as JSON, and the report that begins with it."""
     with step("register_model") as journal:
         chosen = s.parse(s.RegisterSettings, settings)
         tracking.quiet_mlflow()
@@ -191,12 +206,36 @@ def register_model(
 
         journal.write("working")
         data = _open(dataset, dataset_digest, journal)
-        result = register(data, Path(evaluation), {k: Path(v) for k, v in models.items() if v}, chosen, journal.run_id)
+        folders = {k: Path(v) for k, v in models.items() if v}
+        result = register(
+            data, Path(evaluation), folders, chosen, journal.run_id, read_validation(validation) if validation else None
+        )
+        write_text(Path(report), final_report(data, Path(evaluation), folders, result))
         write_json(Path(decision), result)
         journal.params(chosen.model_dump())
         journal.tags({"graftwork.promoted": str(result["decision"]["promoted"]).lower()})
         _keep(journal, Path(decision), "decision.json")
+        _keep(journal, Path(report), "report.html")
         return result
+
+
+def read_validation(path: str) -> dict[str, float]:
+    """Return the counts that ``validate_data`` wrote: {"critical": 0, "warnings": 2, ...}."""
+    import json
+
+    counts = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {name.removeprefix("validation_"): value for name, value in counts.items()}
+
+
+def final_report(data: Any, evaluation: Path, models: dict[str, Path], outcome: dict[str, Any]) -> str:
+    """Return the evaluation's page once more, with the decision first."""
+    import json
+
+    from graftwork.model import read_info
+    from graftwork.report import render_evaluation
+
+    result = json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8"))
+    return render_evaluation(result, data.info, read_info(models[result["chosen"]]), evaluation, outcome)
 
 
 # ---- what all steps share ------------------------------------------------------------------------------------------------------

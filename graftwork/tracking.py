@@ -7,7 +7,7 @@ A server that dies may have done what it never answered, so everything is sent u
 twice: runs are looked up by their tags; metrics carry the time of their event, by which MLflow's databases know them again (its
 file store, which MLflow gave up, does not); params, tags, dataset inputs, artifacts and ends are the same if they come again.
 
-A journal is ``STEP.jsonl``, an event a line: start, working, params, metrics, tags, artifact, dataset, progress, error, end.
+A journal is ``STEP.jsonl``, an event a line: start, working, params, metrics, metrics_of, tags, artifact, dataset, progress, error, end.
 """
 
 import contextlib
@@ -68,6 +68,10 @@ class Journal:
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         self.write("metrics", values={k: float(v) for k, v in values.items()}, step=step)
+
+    def metrics_of(self, sha256: str, values: dict[str, float]) -> None:
+        """Add metrics to the run, under the same parent, of the step that trained the model with these weights."""
+        self.write("metrics_of", sha256=sha256, values={k: float(v) for k, v in values.items()})
 
     def tags(self, values: dict[str, str]) -> None:
         self.write("tags", values=values)
@@ -402,6 +406,8 @@ class Follower(threading.Thread):
                     if told.get(key, self._known[step].get(key)) != text:  # what is told again unchanged is no news
                         metrics.append(Metric(name, value, when, event["step"]))
                         told[key] = text
+            elif kind == "metrics_of":
+                self._log_elsewhere(event["sha256"], event["values"], when)
             elif kind == "tags":
                 tags |= event["values"]
             elif kind == "error":
@@ -425,6 +431,16 @@ class Follower(threading.Thread):
         self._known[step].update(told)
         if inputs:
             self._client.log_inputs(run_id, datasets=inputs)
+
+    def _log_elsewhere(self, sha256: str, values: dict[str, float], when: int) -> None:
+        """Log metrics in the runs of this parent that made the model ``sha256``. Where there is none, the step's own run has to do."""
+        if not self.parent_id:
+            return
+        from mlflow.entities import Metric
+
+        where = f"tags.`mlflow.parentRunId` = '{self.parent_id}' and tags.`graftwork.model_sha256` = '{sha256}'"
+        for run in self._client.search_runs([self.experiment_id], where):
+            self._client.log_batch(run.info.run_id, [Metric(name, value, when, 0) for name, value in values.items()])
 
     def _read_history(self, step: str, run_id: str, names: set[str]) -> None:
         """Learn what an earlier process logged of these metrics: a step that goes on from a checkpoint tells again what it told."""

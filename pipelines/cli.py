@@ -16,6 +16,7 @@ from rich.table import Table
 
 from graftwork.errors import UserError, one_line
 from graftwork.pipelines.prediction import EXPORT_EXAMPLES, PREDICT_EXAMPLES, export, predict
+from graftwork.pipelines.registry import history, promote, rollback
 from graftwork.pipelines.service import serve
 from graftwork.pipelines.terminal import WIDTH, Output, console, errors, fail
 from graftwork.settings import (
@@ -115,6 +116,7 @@ def run(
         bool, typer.Option("--with-scratch-control", help="Train the same network from random weights as well.")
     ] = False,
     suite: SuiteFile = None,
+    policy: Annotated[Path | None, typer.Option(help="YAML file that says who becomes champion.")] = None,
     set_: Assignments = None,
     output: Output = Path("runs"),
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show KFP's and the steps' own output.")] = False,
@@ -133,10 +135,12 @@ def run(
         "seed": seed,
         "register_as": register_as,
         "suite": read_suite(suite),
+        "policy": read_policy(policy),
     }
     parameters = pipeline_parameters(options, set_ or [])
     name = locate(parameters, output).name
     find_reference(parameters, name, output)
+    find_curve(parameters, output)
     from graftwork.pipelines.local import StepError, run_local
 
     console.print(f"[bold]graftwork[/]  {escape(one_line(name))}  {escape(backbone)}", highlight=False)
@@ -298,6 +302,11 @@ def compile(
     )
 
 
+app.command(epilog="[bold]Example[/]\n\ngraftwork promote flowers 3 --reason 'the new camera is in the test set now'")(
+    promote
+)
+app.command(epilog="[bold]Example[/]\n\ngraftwork rollback flowers")(rollback)
+app.command(epilog="[bold]Example[/]\n\ngraftwork history flowers")(history)
 app.command(epilog=PREDICT_EXAMPLES)(predict)
 app.command(epilog=EXPORT_EXAMPLES)(export)
 app.command(epilog="[bold]Example[/]\n\ngraftwork serve models:/flowers@champion --port 8080")(serve)
@@ -492,6 +501,37 @@ def read_suite(path: Path | None) -> str:
         raise UserError(f"suite {one_line(path)}: cannot be read ({why}); give a YAML file") from None
     with_settings(ValidateSettings(), parse_suite(text))
     return text
+
+
+def read_policy(path: Path | None) -> str:
+    """Return the text of a policy, checked."""
+    if path is None:
+        return ""
+    from graftwork.gate import parse_policy
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"policy {one_line(path)}: cannot be read ({why}); give a YAML file") from None
+    parse_policy(text)
+    return text
+
+
+def find_curve(parameters: dict[str, Any], output: Path) -> None:
+    """Name the newest learning curve of the same data and backbone, for the report, or make the path that was given absolute."""
+    if parameters["learning_curve"]:
+        path = Path(parameters["learning_curve"]).expanduser()
+        if not path.is_file():
+            raise UserError(f"setting learning_curve = {one_line(path)}: no such file; give a curve.json")
+        parameters["learning_curve"] = str(path.resolve())
+        return
+    for path in sorted(output.glob("learning-curve-*/curve.json"), reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads(path.read_text(encoding="utf-8"))["parameters"]
+            if all(told[key] == parameters[key] for key in ("data", "backbone", "image_size")):
+                parameters["learning_curve"] = str(path.resolve())
+                return
 
 
 def write_output(path: Path, text: str) -> None:

@@ -38,6 +38,7 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
         fine_tuned: dsl.Model
         evaluation: dsl.Artifact
         decision: dsl.Artifact
+        report: dsl.HTML
 
     @dsl.pipeline(
         name=NAME,
@@ -108,8 +109,11 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
         checkpoint_seconds: float = 30.0,
         confidence: float = 0.95,
         resamples: int = 2000,
+        slices: list = [],  # noqa: B006  KFP copies it into the spec
+        corruptions: list = [],  # noqa: B006  KFP copies it into the spec
+        learning_curve: str = "",
         register_as: str = "",
-        min_gain: float = 0.0,
+        policy: str = "",
         seed: int = 0,
     ) -> Outputs:
         ingest = ingest_data(
@@ -210,10 +214,24 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
             models["scratch"] = control.outputs["model"]
             tasks["heavy"].append(control)
         evaluation = evaluate_model(
-            **packed, **models, confidence=confidence, resamples=resamples, metric=metric, seed=seed
+            **packed,
+            **models,
+            embeddings=features.outputs["embeddings"],
+            confidence=confidence,
+            resamples=resamples,
+            metric=metric,
+            slices=slices,
+            corruptions=corruptions,
+            learning_curve=learning_curve,
+            seed=seed,
         )
         registration = register_model(
-            **packed, **models, evaluation=evaluation.outputs["evaluation"], register_as=register_as, min_gain=min_gain
+            **packed,
+            **models,
+            evaluation=evaluation.outputs["evaluation"],
+            validation=validate.outputs["metrics"],
+            register_as=register_as,
+            policy=policy,
         )
         tasks["heavy"] += [evaluation, registration]
         for kind, members in tasks.items():
@@ -238,6 +256,7 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
             fine_tuned=tuned.outputs["model"],
             evaluation=evaluation.outputs["evaluation"],
             decision=registration.outputs["decision"],
+            report=registration.outputs["report"],
         )
 
     return image_classification

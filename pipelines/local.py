@@ -26,6 +26,7 @@ from rich.console import Console
 import graftwork
 from graftwork.errors import UserError, one_line
 from graftwork.files import STORE, write_json
+from graftwork.metrics import HEADLINES
 from graftwork.pipelines import warm
 from graftwork.pipelines.display import Display
 from graftwork.tracking import CHECKPOINTS, JOURNALS, Follower, JournalReader, dataset_input, source_tags, tracking_uri
@@ -283,7 +284,12 @@ def build_digest() -> str:
     digest = hashlib.sha256(sys.version.encode())
     package = Path(graftwork.__file__).parent
     for path in sorted(
-        [*package.rglob("*.py"), *package.rglob("*.html"), *(Path(__file__).parent.parent / "components").glob("*.py")]
+        [
+            *package.rglob("*.py"),
+            *package.rglob("*.html"),
+            *package.rglob("*.md"),
+            *(Path(__file__).parent.parent / "components").glob("*.py"),
+        ]
     ):
         digest.update(path.name.encode() + path.read_bytes())
     for name in RESULT_LIBRARIES:
@@ -309,7 +315,7 @@ def mark_reused(steps: list[str], journals: Path, outputs: dict[str, Path]) -> N
         lines += [
             {**e, "time": now}
             for e in events
-            if e["event"] in ("params", "metrics", "tags", "dataset")
+            if e["event"] in ("params", "metrics", "metrics_of", "tags", "dataset")
             # What the machine did then is no property of this run.
             and not (e["event"] == "metrics" and any(k.startswith("system/") for k in e["values"]))
         ]
@@ -334,17 +340,16 @@ def finish(
     dataset = json.loads((outputs["dataset"] / "dataset.json").read_text(encoding="utf-8"))
     evaluation = json.loads((outputs["evaluation"] / "evaluation.json").read_text(encoding="utf-8"))
     decision = json.loads(outputs["decision"].read_text(encoding="utf-8"))
-    shutil.copyfile(outputs["evaluation"] / "report.html", folder / "report.html")
+    shutil.copyfile(outputs["report"], folder / "report.html")
     shutil.copyfile(outputs["validation"], folder / "validation.html")
     timings = step_timings(folder / "journals", steps)
     tested = {
         name: {
             "seconds": candidate["seconds"],
             "val_accuracy": candidate["val"]["value"],
-            "test": {
-                k: candidate["test"][k]
-                for k in ("accuracy", "macro_f1", "ece", "accuracy_interval", "macro_f1_interval")
-            },
+            "test": {key: candidate["test"][key] for name in HEADLINES for key in (name, f"{name}_interval")},
+            "latency_ms": candidate["latency_ms"],
+            "size_mb": candidate["size_mb"],
         }
         for name, candidate in evaluation["candidates"].items()
     }
@@ -364,6 +369,8 @@ def finish(
         "candidates": tested,
         "chosen": evaluation["chosen"],
         "decision": decision["decision"],
+        "champion": decision["champion"]
+        and {"version": decision["champion"]["version"], "accuracy": decision["champion"]["score"]["accuracy"]},
         "registered": decision["registered"],
         "parameters": parameters,
         "files": {name: str(path) for name, path in outputs.items()},
@@ -410,7 +417,7 @@ def log_parent(client: Any, run_id: str, summary: dict[str, Any], folder: Path) 
     best = summary["candidates"][summary["chosen"]]
     metrics = {
         "val_accuracy": best["val_accuracy"],
-        **{f"test_{k}": best["test"][k] for k in ("accuracy", "macro_f1", "ece")},
+        **{f"test_{k}": best["test"][k] for k in HEADLINES if best["test"][k] is not None},
     }
     for name, candidate in summary["candidates"].items():
         metrics |= {f"{name}_accuracy": candidate["test"]["accuracy"], f"{name}_seconds": candidate["seconds"]}

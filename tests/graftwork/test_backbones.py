@@ -56,7 +56,8 @@ def test_family_from_local_weights_to_prediction(name: str, dataset, tmp_path: P
     state = baseline.network.state_dict()
     head = info["head"]
     logits = torch.from_numpy(features) @ state[f"{head}.weight"].flatten(1).T + state[f"{head}.bias"]
-    np.testing.assert_allclose(predict(baseline, images), torch.softmax(logits, 1).numpy(), atol=1e-4)
+    expected = torch.softmax(logits / info["temperature"], 1).numpy()
+    np.testing.assert_allclose(predict(baseline, images), expected, atol=1e-4)
 
     tune = FineTuneSettings(epochs=1, batch_size=240, strategy="full", flip=False, shift=0, ema_decay=0, plan_seconds=0)
     tuned = fine_tune(dataset, tmp_path / "baseline", tune, tmp_path / "tuned")

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from scipy.special import softmax
 
 from graftwork import finetune
 from graftwork.backbones import build
 from graftwork.batches import SplitImages, augment
 from graftwork.errors import UserError
 from graftwork.finetune import fine_tune, load_start, set_training_mode
-from graftwork.model import load_model, predict, read_info
+from graftwork.model import load_model, predict_logits, read_info
 from graftwork.selection import METRICS, merit, rank
 from graftwork.settings import FineTuneSettings
 from graftwork.strategies import freeze
@@ -108,14 +109,14 @@ def test_best_epoch_is_kept(dataset, baseline: Path, tmp_path: Path) -> None:
     assert len(accuracies) <= 3, "stopped after two epochs without a better one"
     model = load_model(tmp_path / "ruined", "cpu")
     images = SplitImages(dataset, "val", model.preprocess)
-    assert (predict(model, images).argmax(1) == images.targets.numpy()).mean() == accuracies[0]
+    assert (predict_logits(model, images).argmax(1) == images.targets.numpy()).mean() == accuracies[0]
 
 
 def test_tuned_model_reloads_as_measured(dataset, tuned: Path) -> None:
     """The weights that are saved must be those that were measured, averaged ones included."""
     model, info = load_model(tuned, "cpu"), read_info(tuned)
     images = SplitImages(dataset, "val", model.preprocess)
-    probabilities = predict(model, images)
+    probabilities = softmax(predict_logits(model, images), axis=1)
     best = info["history"][info["selection"]["epoch"]]
     assert (probabilities.argmax(1) == images.targets.numpy()).mean() == pytest.approx(best["val_accuracy"])
     loss = -np.log(probabilities[np.arange(len(images)), images.targets.numpy()]).mean()
@@ -261,7 +262,7 @@ def test_the_best_epoch_by_her_metric_is_kept_and_training_stops(
     assert len(history) == epoch + 3 < 13, "two epochs after the best one"
     model = load_model(tmp_path / "model", "cpu")
     images = SplitImages(few, "val", model.preprocess)
-    logits = np.log(predict(model, images).clip(1e-30))
+    logits = predict_logits(model, images)
     found = finetune.measure(logits, images.targets.numpy(), METRICS)
     for name in METRICS:
         assert info["selection"]["val"][f"val_{name}"] == pytest.approx(found[f"val_{name}"], abs=1e-4)

@@ -56,6 +56,10 @@ def worse(model: Path, folder: Path) -> Path:
     return folder
 
 
+def rule(result, name: str):
+    return next(rule for rule in result["decision"]["rules"] if rule["rule"] == name)
+
+
 def register(dataset, evaluation: Path, models, store, name: str, **settings):
     from graftwork.register import register as do
 
@@ -148,7 +152,8 @@ def test_worse_challenger_does_not_replace_the_champion(first, dataset, baseline
     bad = worse(baseline, tmp_path / "bad")
     evaluation = judged(dataset, {"baseline": bad}, tmp_path / "evaluation")
     result = register(dataset, evaluation, {"baseline": bad}, store, "digits model")
-    assert result["decision"]["promoted"] is False and "not beaten" in result["decision"]["reasons"][-1]
+    assert result["decision"]["promoted"] is False and rule(result, "champion")["passed"] is False
+    assert "not beaten" in rule(result, "champion")["reason"]
     assert result["registered"]["aliases"] == ["challenger"]
     assert store.client().get_model_version_by_alias("digits model", "champion").version == "1" or (
         int(store.client().get_model_version_by_alias("digits model", "champion").version) == 1
@@ -163,7 +168,7 @@ def test_champion_is_evaluated_now_and_not_by_its_record(dataset, baseline, stor
     store.client().set_model_version_tag("liar", "1", "test_accuracy", "0.999")
     better = judged(dataset, {"baseline": baseline}, tmp_path / "better")
     result = register(dataset, better, {"baseline": baseline}, store, "liar")
-    assert result["decision"]["promoted"] is True and "beaten" in result["decision"]["reasons"][-1]
+    assert result["decision"]["promoted"] is True and "beaten" in rule(result, "champion")["reason"]
     assert result["registered"]["aliases"] == ["champion"]
     kept = register(dataset, evaluation, {"baseline": bad}, store, "liar")
     assert kept["decision"]["promoted"] is False and kept["registered"]["version"] == 1
@@ -177,36 +182,70 @@ def test_fine_tuned_model_must_beat_the_baseline(dataset, baseline, store, tmp_p
     content["chosen"] = "fine_tuned"
     (evaluation / "evaluation.json").write_text(json.dumps(content))
     result = register(dataset, evaluation, {"baseline": baseline, "fine_tuned": bad}, store, "loser")
-    assert result["decision"]["promoted"] is False and "not more than the baseline" in result["decision"]["reasons"][0]
+    assert result["decision"]["promoted"] is False and "less than the baseline" in result["decision"]["reasons"][0]
     assert result["registered"]["aliases"] == ["challenger"]
 
 
-def test_champion_with_other_classes_gives_a_decision(first, dataset, baseline, store, tmp_path) -> None:
+def test_champion_with_other_classes_gives_a_decision(dataset, baseline, tuned, store, tmp_path) -> None:
     """Another label set must not crash the run, nor be compared as if it were the same."""
-    renamed = dataset._replace(info={**dataset.info, "classes": [*dataset.classes[:-1], "new"]})
-    evaluation = first[0]
-    other = tmp_path / "other"
-    shutil.copytree(baseline, other)
-    info = json.loads((other / "model.json").read_text())
-    (other / "model.json").write_text(json.dumps({**info, "sha256": "0" * 64}))
-    from graftwork.register import decide, find_champion
+    from graftwork.dataset import open_dataset
 
-    champion = find_champion(store.client(), "digits model")
-    result = json.loads((evaluation / "evaluation.json").read_text())
-    decision = decide(result, "baseline", renamed, champion, RegisterSettings())
-    assert decision["promoted"] is False and "its classes are others: -9, +new" in decision["reasons"][-1]
+    evaluation = judged(dataset, {"baseline": baseline}, tmp_path / "evaluation")
+    register(dataset, evaluation, {"baseline": baseline}, store, "other classes")
+    folder = tmp_path / "data"
+    shutil.copytree(dataset.folder, folder)
+    renamed = open_dataset(folder)
+    renamed = renamed._replace(info={**renamed.info, "classes": [*dataset.classes[:-1], "new"]})
+    after = judged(dataset, {"fine_tuned": tuned}, tmp_path / "after")
+    result = register(renamed, after, {"fine_tuned": tuned}, store, "other classes")
+    assert result["decision"]["promoted"] is False and result["champion"] is None
+    assert "its classes are others: -9, +new" in rule(result, "champion")["reason"]
+    assert result["registered"]["aliases"] == ["challenger"]
 
 
-def test_champion_that_cannot_be_loaded_gives_a_decision(first, dataset, store) -> None:
+def test_champion_that_cannot_be_loaded_gives_a_decision(dataset, baseline, tuned, store, tmp_path) -> None:
     """A deleted artifact must not stop the retraining, nor hand the title to whoever comes."""
-    from types import SimpleNamespace
+    import mlflow
 
-    from graftwork.register import decide
+    evaluation = judged(dataset, {"baseline": baseline}, tmp_path / "evaluation")
+    register(dataset, evaluation, {"baseline": baseline}, store, "gone")
+    found = store.client().get_model_version("gone", "1")
+    files = mlflow.artifacts.download_artifacts(f"models:/{found.name}/1")
+    for path in Path(files).rglob("model.json"):
+        path.unlink()
+    after = judged(dataset, {"fine_tuned": tuned}, tmp_path / "after")
+    result = register(dataset, after, {"fine_tuned": tuned}, store, "gone")
+    assert result["decision"]["promoted"] is False and result["champion"] is None
+    assert "graftwork promote" in rule(result, "champion")["reason"]
 
-    gone = SimpleNamespace(name="digits model", version="99", tags={})
-    result = json.loads((first[0] / "evaluation.json").read_text())
-    decision = decide(result, "baseline", dataset, gone, RegisterSettings())
-    assert decision["promoted"] is False and "cannot be compared" in decision["reasons"][-1]
+
+def test_the_champions_figures_are_its_own(dataset, baseline, tuned, store, tmp_path) -> None:
+    """A sample that many copy reads the champion's figures from the challenger: it compares a model with itself, and promotes by luck."""
+    from sklearn.metrics import accuracy_score
+
+    first = judged(dataset, {"baseline": baseline}, tmp_path / "first")
+    register(dataset, first, {"baseline": baseline}, store, "own figures")
+    second = judged(dataset, {"fine_tuned": tuned}, tmp_path / "second")
+    result = register(dataset, second, {"fine_tuned": tuned}, store, "own figures")
+    own, challenger = (
+        pq.read_table(folder / f"predictions-{name}.parquet").to_pandas()
+        for folder, name in ((first, "baseline"), (second, "fine_tuned"))
+    )
+    expected = accuracy_score(own["label"], own["predicted"])
+    assert result["champion"]["version"] == 1
+    assert result["champion"]["score"]["accuracy"] == pytest.approx(expected)
+    assert result["champion"]["comparison"]["theirs"] == pytest.approx(expected)
+    assert result["champion"]["comparison"]["only_mine_right"] == (challenger["correct"] & ~own["correct"]).sum()
+    assert not np.array_equal(own["predicted"], challenger["predicted"]), "the test would prove nothing"
+
+
+def test_version_has_a_card_from_the_runs_facts(first, store) -> None:
+    """A version without a word of what it is for and how good it is, is used for the wrong thing."""
+    evaluation, result = first
+    told = store.client().get_model_version("digits model", "1").description
+    accuracy = json.loads((evaluation / "evaluation.json").read_text())["candidates"]["baseline"]["test"]["accuracy"]
+    assert told == result["card"] and f"{100 * accuracy:.1f} %" in told and len(told) <= 5000
+    assert "Promoted" in told and "models:/digits model@champion" in told
 
 
 @pytest.mark.parametrize(

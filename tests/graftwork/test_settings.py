@@ -100,7 +100,6 @@ BAD = [
     (s.EvaluateSettings, "metric", "f1"),
     (s.EvaluateSettings, "confidence", 0.5),
     (s.EvaluateSettings, "resamples", 10),
-    (s.RegisterSettings, "min_gain", 1.0),
 ]
 
 

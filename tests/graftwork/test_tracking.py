@@ -220,6 +220,28 @@ def test_the_experiment_may_be_another(output: Path, client: Any, tmp_path: Path
 # ---- what goes wrong -----------------------------------------------------------------------------------------------------------
 
 
+def test_test_figures_go_to_the_run_that_trained_the_model(output: Path, client: Any, tmp_path: Path) -> None:
+    """MLflow's table compares runs: a candidate without its test figures beside its training's cannot be compared."""
+    follower = follow(output, tmp_path, "run-candidates")
+    for step in ("train_baseline", "fine_tune"):
+        journal = Journal(tmp_path, step)
+        journal.write("start")
+        journal.tags({"graftwork.model_sha256": step})
+        journal.write("end", status="FINISHED")
+    follower._round()
+    evaluation = Journal(tmp_path, "evaluate_model")
+    evaluation.write("start")
+    evaluation.metrics({"test_accuracy": 0.9})
+    evaluation.metrics_of("train_baseline", {"test_accuracy": 0.8})
+    evaluation.metrics_of("fine_tune", {"test_accuracy": 0.9})
+    evaluation.metrics_of("another", {"test_accuracy": 0.1})
+    evaluation.write("end", status="FINISHED")
+    follower.close(20)
+    assert (follower.error, follower.unsent) == ("", [])
+    found = {step: run.data.metrics.get("test_accuracy") for step, run in runs(client, follower).items()}
+    assert found == {"train_baseline": 0.8, "fine_tune": 0.9, "evaluate_model": 0.9}
+
+
 def test_a_server_that_is_away_costs_neither_the_run_nor_its_events(output: Path, client: Any, tmp_path: Path) -> None:
     """A user whose server was down for the night would lose the night's training, or all record of it."""
     follower = Follower(tmp_path, NOWHERE, output, "run-away", {"graftwork.run": "run-away"})

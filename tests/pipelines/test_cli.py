@@ -32,7 +32,7 @@ def test_help_is_there(command: str, tmp_path: Path) -> None:
 def test_settings_lists_everything(tmp_path: Path) -> None:
     """A setting that is not listed is not found."""
     found = graftwork("settings", cwd=tmp_path).stdout
-    for name in ("layer_decay", "max_broken", "train_per_class", "min_gain", "resamples", "interpolation"):
+    for name in ("layer_decay", "max_broken", "train_per_class", "policy", "resamples", "interpolation"):
         assert name in found
 
 
