@@ -183,6 +183,8 @@ def apply(client: MlflowClient, name: str, version: str, champion: Any, decision
         return
     if champion is not None and _number(champion) != version:
         client.set_registered_model_alias(name, PREVIOUS, _number(champion))
+    # A rollback that was killed and never finished is nobody's wish any more.
+    client.delete_registered_model_tag(name, ROLLBACK)
     client.set_registered_model_alias(name, CHAMPION, version)
     complete_promotion(client, client.get_model_version(name, version))
 
