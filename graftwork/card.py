@@ -22,7 +22,8 @@ def model_card(
         text = card(result, dataset, model, outcome, name, min(shown, classes))
         if len(text) <= limit:
             return text
-    return text[: limit - 1].rsplit("\n", 1)[0] + "\n"
+    cut = text[:limit]
+    return cut[: cut.rfind("\n## ")].rstrip() + "\n" if "\n## " in cut else cut[:limit].rsplit("\n", 1)[0] + "\n"
 
 
 def card(
@@ -41,8 +42,13 @@ def card(
         chosen["test"]["per_class"], key=lambda one: (one["recall"] is None, one["recall"] or 0, one["class"])
     )
     champion = (outcome or {}).get("champion")
+    registered = (outcome or {}).get("registered")
+    # The champion is another model where this one is not promoted.
+    place = (
+        f"/{registered['version']}" if outcome and registered and not outcome["decision"]["promoted"] else "@champion"
+    )
     rivals = [(TITLES.get(rival, rival), gain_in_words(found)) for rival, found in result["comparisons"].items()]
-    if champion:
+    if champion and champion["comparison"]:
         rivals.insert(0, (f"the champion, version {champion['version']}", gain_in_words(champion["comparison"])))
     return render_text(
         "model_card.md",
@@ -51,6 +57,7 @@ def card(
         model=model,
         outcome=outcome,
         name=name,
+        place=place,
         one=chosen,
         test=chosen["test"],
         rivals=rivals,

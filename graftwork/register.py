@@ -24,8 +24,10 @@ from graftwork.gate import ChampionEvidence, Evidence, Policy, decide, parse_pol
 from graftwork.metrics import HEADLINES, compare, score
 from graftwork.model import Floats, read_info
 from graftwork.registry import (
+    GATE,
     ROLLED_BACK,
     SAME_WEIGHTS,
+    WAITING,
     answering,
     complete_promotion,
     described,
@@ -67,26 +69,34 @@ def register(
     chosen, name = result["chosen"], registry_name(settings.register_as or dataset.info["name"])
     folder = models[chosen]
     info = read_info(folder)
+    if result["dataset_digest"] != dataset.digest or result["candidates"][chosen]["sha256"] != info["sha256"]:
+        raise UserError("register: the evaluation is of another dataset or model than these; evaluate again")
     with answering(uri):
         client = MlflowClient()
         champion = find_champion(client, name)
         if champion is not None and champion.tags.get(SAME_WEIGHTS) == info["sha256"]:
-            complete_promotion(client, champion)
-            reason = f"this very model is version {champion.version}, the champion, already"
-            return {
+            # A try that was killed after the alias has promoted it: its decision holds, and what was left to do is done now.
+            half_done = champion.tags.get(GATE) == WAITING
+            decision = complete_promotion(client, champion)
+            if not half_done:
+                reason = f"this very model is version {champion.version}, the champion, already"
+                decision = {"promoted": False, "reasons": [reason], "rules": [], "policy": policy.model_dump()}
+            outcome = {
                 "chosen": chosen,
-                "decision": {"promoted": False, "reasons": [reason], "rules": [], "policy": policy.model_dump()},
+                "decision": decision,
                 "registered": described(client, name, champion.version),
                 "champion": None,
-                "card": champion.description or "",
             }
-        card = model_card(result, dataset.info, info, None, name)
+            card = champion.description or model_card(result, dataset.info, info, outcome, name)
+            if not champion.description:
+                client.update_model_version(name, champion.version, card)
+            return outcome | {"card": card}
         version = one_version(
             client,
             name,
             info["sha256"],
-            "",
-            lambda tags: log_version(name, folder, info, result, dataset, run_id(), tags, card),
+            run_id(),
+            lambda tags: log_version(name, folder, info, result, dataset, run_id(), tags),
         )
         seen: dict[str, Any] = {}
 
@@ -107,6 +117,9 @@ def register(
         }
         card = model_card(result, dataset.info, info, outcome, name)
         client.update_model_version(name, version, card)
+        made_by = client.get_model_version(name, version).run_id
+        if made_by:
+            client.log_text(made_by, card, "model_card.md")
         return outcome | {"card": card}
 
 
@@ -184,7 +197,6 @@ def log_version(
     dataset: Dataset,
     run_id: str,
     tags: dict[str, str],
-    card: str,
 ) -> None:
     """Log the Model artifact as a pyfunc in the run and register it, with ``tags`` and those that say where it comes from."""
     from mlflow.models import ModelSignature
@@ -211,7 +223,6 @@ def log_version(
             # log_model copies a run's metrics at this step; none has it.
             step=2**31 - 1,
         )
-        mlflow.log_text(card, "model_card.md")
         run = mlflow.active_run()
         pipeline = os.environ.get(PIPELINE_RUN) or run.data.tags.get("graftwork.run", "")
         mlflow.register_model(

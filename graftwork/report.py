@@ -36,12 +36,14 @@ def _environment(escape: bool) -> Any:
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
     environment.filters["decimals"] = lambda value, places=3: "–" if value is None else f"{value:.{places}f}"
     environment.filters["cell"] = markdown
+    environment.filters["sentence"] = lambda text: markdown(text, 400)
+    environment.filters["python"] = repr
     return environment
 
 
-def markdown(text: str) -> str:
+def markdown(text: str, limit: int = 80) -> str:
     """Return somebody's words as Markdown shows them, on one line: nothing in them is markup or HTML."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#&" else c for c in one_line(text, 80))
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#&" else c for c in one_line(text, limit))
 
 
 def render_validation(summary: dict[str, Any], pictures: dict[str, list[list[dict[str, str]]]]) -> str:
@@ -94,7 +96,11 @@ def render_evaluation(
         rivals=[(name, found, gain_in_words(found)) for name, found in rivals.items()],
         pictures={path.stem: inline(path) for path in sorted(folder.glob("*.png"))},
         mistakes=[
-            one | {"picture": inline(folder / one["picture"]), "saliency": inline(folder / one["saliency"])}
+            one
+            | {
+                "picture": inline(folder / one["picture"]),
+                "saliency": inline(folder / one["saliency"]) if one["saliency"] else None,
+            }
             for one in result["mistakes"]
         ],
         by_class=sorted(
@@ -117,9 +123,10 @@ def gain_in_words(found: dict[str, Any]) -> str:
     low, high = (f"{100 * bound:+.1f}" for bound in found["interval"])
     p = "p < 0.001" if found["p_value"] < 0.001 else f"p = {found['p_value']:.3f}"
     told = f"{points}, interval {low} to {high}, McNemar {p}"
-    if found["interval"][0] > 0:
+    # Both have to say so: the interval is of the difference, the test of the images that one of them alone has right.
+    if found["interval"][0] > 0 and found["p_value"] < 0.05:
         return f"the gain is real: {told}"
-    if found["interval"][1] < 0:
+    if found["interval"][1] < 0 and found["p_value"] < 0.05:
         return f"the loss is real: {told}"
     return f"cannot be told from chance: {told}"
 

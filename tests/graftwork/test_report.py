@@ -1,5 +1,6 @@
 """The report and the model card: what a reviewer reads, from the run's facts alone."""
 
+import ast
 import copy
 import json
 import re
@@ -74,6 +75,14 @@ def test_names_are_text_and_no_markup(dataset, run) -> None:
     assert "<script" not in page and "&lt;script&gt;" in page
     card = model_card(result, facts, info, None, "digits")
     assert "<script" not in card.replace("\\<script", "") and "\\|x" in card
+    result["notes"] = [f"class {bad} has no test images"]
+    said = outcome(run)
+    said["decision"]["reasons"] = [f"the worst class, {bad}, is below the floor"]
+    card = model_card(result, facts, info, said, 'a"); import os; ("')
+    assert "<script" not in card.replace("\\<script", "")
+    snippet = card.split("```python")[1].split("```")[0]
+    loaded = ast.parse(snippet).body[1].value
+    assert loaded.args[0].value == 'models:/a"); import os; ("/4', "not promoted: the champion is another model"
 
 
 def test_missing_figures_are_dashes(dataset, run) -> None:
@@ -97,6 +106,7 @@ def test_missing_figures_are_dashes(dataset, run) -> None:
         ([0.01, 0.05], 0.0001, "the gain is real: +3.0 points, interval +1.0 to +5.0, McNemar p < 0.001"),
         ([-0.05, -0.01], 0.02, "the loss is real"),
         ([-0.01, 0.05], 0.2, "cannot be told from chance"),
+        ([0.001, 0.03], 0.21, "cannot be told from chance"),
         (None, 1.0, "too few images"),
     ],
 )
