@@ -15,6 +15,7 @@ def ingest_data(
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
     split_by: str = "content",
+    slices: list = [],  # noqa: B006  KFP copies it into the spec
     max_pixels: int = 100000000,
     max_side: int = 1024,
     seed: int = 0,
@@ -30,6 +31,7 @@ def ingest_data(
         val_fraction: Share cut out for validation where the source has none of its own.
         test_fraction: Share cut out for the test where the source has none of its own.
         split_by: What splits are cut by: content (or group), or time.
+        slices: Columns of the manifest to keep, by whose values the test is looked at.
         max_pixels: A larger image counts as broken.
         max_side: An image whose shorter side is longer is scaled down once; 0 scales none.
         seed: Fixes the splits and the choice of examples.
@@ -48,6 +50,7 @@ def ingest_data(
         val_fraction=val_fraction,
         test_fraction=test_fraction,
         split_by=split_by,
+        slices=slices,
         max_pixels=max_pixels,
         max_side=max_side,
         seed=seed,

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from graftwork.errors import UserError, one_line
 
-FORMAT = "graftwork-dataset/2"
+FORMAT = "graftwork-dataset/3"
 SPLITS = ("train", "val", "test")
 OPEN_SHARDS = 32
 SCHEMA = pa.schema(
@@ -35,6 +35,10 @@ SCHEMA = pa.schema(
         ("group", pa.string()),  # "": of none
         ("time", pa.string()),  # ISO 8601; "": unknown
         ("weight", pa.float64()),  # in training
+        (
+            "columns",
+            pa.string(),
+        ),  # JSON: what the user's manifest says of it in the columns that ``slices`` names; "": nothing
         ("signature", pa.int32()),  # row in ``signatures.parquet``
     ]
 )

@@ -461,7 +461,7 @@ def rule_ece(policy: Policy, evidence: Evidence) -> Rule:
     passed = lower <= bound + ROUNDING
     limit = f"{'within' if passed else 'even its lower end is above'} the policy's {bound:.2%}"
     if evidence.champion is None:
-        return ruled("max_ece", None, f"{said}{between}; of a first model none is asked for", **figures)
+        return ruled("max_ece", None, f"{said}{between}; a first model is not held to a bound", **figures)
     return ruled("max_ece", passed, f"{said}{between}: {limit}", **figures)
 
 

@@ -1,6 +1,7 @@
 """Ingest: read every example of a source once, give each its split, and leave what can be used as a Dataset artifact."""
 
 import hashlib
+import json
 import shutil
 from array import array
 from collections import Counter
@@ -64,7 +65,7 @@ def ingest(
         finally:
             packer.abandon()
         shutil.rmtree(partial / "packs", ignore_errors=True)
-        manifest = make_manifest(found, places)
+        manifest = make_manifest(found, places, own_columns(source, settings))
         pq.write_table(manifest, partial / "manifest.parquet")
         classes = sorted({*found.labels, *(b["label"] for b in found.broken)} - {""})
         counts = Counter(zip(found.splits, found.labels, strict=True))
@@ -201,7 +202,35 @@ def changed(key: str) -> UserError:
     return UserError(f"data {one_line(key)}: changed while it was read; run again when the files are at rest")
 
 
-def make_manifest(found: Found, places: pa.Table) -> pa.Table:
+# What ``graftwork.slices`` knows of every dataset: no column of the user's own.
+STANDARD = (*(name for name in SCHEMA.names if name != "columns"), "side", "brightness", "contrast", "saturation")
+
+
+def own_columns(source: DataSource, settings: IngestSettings) -> dict[str, str]:
+    """Return {key of a record: JSON of what the source says of it in the columns that ``slices`` names}.
+
+    Raises:
+        UserError: the source has no such column.
+    """
+    names = [name for name in settings.slices if name not in STANDARD]
+    if not names:
+        return {}
+    read = getattr(source, "own_columns", None)
+    if read is None:
+        raise UserError(
+            f"setting slices = {one_line(', '.join(names))}: only a manifest (.csv, .tsv, .parquet) has columns of its own; "
+            "without one, choose among label, group, time, source, mode, width, height, side, brightness, contrast, saturation"
+        )
+    columns = {name: column.to_pylist() for name, column in read(names).items()}
+    said: dict[str, str] = {}
+    for n, record in enumerate(source.records()):
+        values = {name: column[n] for name, column in columns.items() if column[n]}
+        if values:
+            said[record.key] = intern(json.dumps(values, ensure_ascii=False, sort_keys=True))
+    return said
+
+
+def make_manifest(found: Found, places: pa.Table, own: dict[str, str]) -> pa.Table:
     """Return the manifest, sorted by split, label and id: what reads it in order reads the same, however the source is sorted."""
     seen: Counter[str] = Counter()
     ids = [""] * len(found.keys)
@@ -217,6 +246,7 @@ def make_manifest(found: Found, places: pa.Table) -> pa.Table:
         "group": found.groups,
         "time": found.times,
         "weight": found.weights,
+        "columns": [own.get(key, "") for key in found.keys],
     }
     table = pa.table({field.name: pa.array(columns[field.name], field.type) if field.name in columns else places[field.name]
                       for field in SCHEMA}, schema=SCHEMA)  # fmt: skip

@@ -44,6 +44,11 @@ class ExecutionSettings(Settings):
     )
 
 
+SLICES: list[str] = Field(
+    [], description="columns by whose values the test is looked at: of your manifest, or width, source, time, ..."
+)
+
+
 class IngestSettings(Settings):
     data: str = Field(
         "fashion-mnist", min_length=1, description="folder, manifest, archive, s3:// URI or named dataset"
@@ -63,6 +68,7 @@ class IngestSettings(Settings):
         "content",
         description="what splits are cut by, where the source has none: a hash of the contents (or group), or time",
     )
+    slices: list[str] = SLICES
     max_pixels: int = Field(
         100_000_000, ge=1, description="an image larger than this counts as broken (a decompression bomb)"
     )
@@ -173,7 +179,7 @@ class EvaluateSettings(Settings):
     metric: Literal["accuracy", "macro_f1", "auroc", "loss"] = Field(
         "accuracy", description="on validation: decides on the epoch, on stopping and among the candidates"
     )
-    slices: list[str] = Field([], description="columns of the manifest by whose values the test is looked at")
+    slices: list[str] = SLICES
     corruptions: list[str] = Field(
         [], description="distortions that the test is repeated with: gaussian-blur, noise, brightness, jpeg"
     )

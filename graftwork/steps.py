@@ -366,7 +366,9 @@ def _keep(journal: Journal, path: Path, name: str) -> None:
 
 def _log_model(journal: Journal, info: dict[str, Any], model: Path, metrics: Path) -> dict[str, float]:
     found = {**info["selection"]["val"], "parameters": float(info["parameters"])}
-    journal.metrics(found, info["selection"].get("epoch", 0))
+    # After the last epoch: MLflow's table shows a metric's last value, which has to be that of the weights that are kept.
+    epochs = [int(entry["epoch"]) for entry in info["history"] if "epoch" in entry]
+    journal.metrics(found, max(epochs, default=-1) + 1)
     journal.tags(
         {
             "graftwork.backbone": info["backbone"],

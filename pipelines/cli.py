@@ -43,6 +43,15 @@ STEP_SETTINGS: tuple[type[Settings], ...] = (
     EvaluateSettings,
     RegisterSettings,
 )
+# Of a candidate's run in MLflow: metric, and its heading in the terminal.
+COMPARED = {
+    "val_accuracy": "val.",
+    "test_accuracy": "test",
+    "test_macro_f1": "macro F1",
+    "test_log_loss": "log loss",
+    "test_ece": "ECE",
+    "seconds": "seconds",
+}
 data_app = typer.Typer(help="Look at data: what is wrong with it, and what changed.", no_args_is_help=True)
 app = typer.Typer(
     help="Graft pretrained networks onto your data: validate, baseline, fine-tune, evaluate, register.",
@@ -325,23 +334,44 @@ def compare(
         raise UserError(
             f"experiment '{one_line(experiment)}': there is none at {tracking_uri(output)}; run 'graftwork run' first, or set MLFLOW_TRACKING_URI"
         )
-    runs = client.search_runs([found.experiment_id], "tags.`graftwork.parent` = 'true'", max_results=limit)
+    from graftwork.report import TITLES
+
+    parents = client.search_runs([found.experiment_id], "tags.`graftwork.parent` = 'true'", max_results=limit)
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "data", "backbone"):
+    for heading in ("run", "data", "backbone", "candidate"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "run")
-    for heading in ("baseline", "fine-tuned", "scratch", "chosen"):
-        table.add_column(heading, no_wrap=True)
-    for one in runs:
-        metrics, tags, params = one.data.metrics, one.data.tags, one.data.params
-        keys = [f"{c}_accuracy" for c in ("baseline", "fine_tuned", "scratch")]
-        chosen = tags.get("graftwork.chosen", "") if one.info.status == "FINISHED" else one.info.status
-        table.add_row(
+    for heading in COMPARED.values():
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for parent in parents:
+        tags, where = parent.data.tags, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+        of_run = [
             tags.get("graftwork.run", ""),
-            escape(one_line(Path(params.get("data", "")).name)),
+            escape(one_line(Path(parent.data.params.get("data", "")).name)),
             escape(tags.get("graftwork.backbone", "")),
-            *(f"{metrics[key]:.3f}" if key in metrics else "" for key in keys),
-            f"{chosen}, promoted" if tags.get("graftwork.promoted") == "true" else chosen,
-        )
+        ]
+        nested = {
+            one.data.tags.get("graftwork.candidate", ""): one
+            for one in client.search_runs([parent.info.experiment_id], where)
+        }
+        candidates = [name for name in TITLES if name in nested] or [""]
+        for name in candidates:
+            metrics = nested[name].data.metrics if name else {}
+            end = []
+            if name == tags.get("graftwork.chosen"):
+                end = ["chosen"] + (["promoted"] if tags.get("graftwork.promoted") == "true" else [])
+            if parent.info.status != "FINISHED" and name == candidates[-1]:
+                end = [parent.info.status]
+            seconds = parent.data.metrics.get(f"{name}_seconds")
+            table.add_row(
+                *of_run,
+                TITLES.get(name, ""),
+                *(f"{metrics[key]:.3f}" if key in metrics else "" for key in list(COMPARED)[:-1]),
+                f"{seconds:.0f}" if seconds is not None else "",
+                ", ".join(end),
+                style="bold" if "chosen" in end else "",
+            )
+            of_run = ["", "", ""]  # once a run
     console.print(table)
 
 
@@ -411,7 +441,7 @@ def pipeline_parameters(options: dict[str, Any], assignments: list[str]) -> dict
                 + (f"did you mean {near[0]}?" if near else "see 'graftwork settings'")
             )
         values[key] = parse_value(text)
-        if key == "classes":  # names, even where they look like numbers
+        if key in ("classes", "slices", "corruptions"):  # names, even where they look like numbers
             words = values[key] if text.lstrip().startswith("[") else text.split(",")
             values[key] = [str(word).strip() for word in words] if isinstance(words, list) else words
     for name, value in values.items():

@@ -124,6 +124,7 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             split_by=split_by,
+            slices=slices,
             max_pixels=max_pixels,
             max_side=max_side,
             seed=seed,

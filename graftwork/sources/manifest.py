@@ -11,7 +11,7 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -65,30 +65,41 @@ def open_manifest(uri: str) -> DataSource | None:
     name = uri.rsplit("/", 1)[-1]
     if not name.lower().endswith(SUFFIXES):
         return None
+    remote = uri.startswith("s3://")
+    if not remote and ("\0" in uri or ("://" in uri and not uri.startswith("file://"))):
+        return None
+    if not remote and exists(local_path(uri)) and local_path(uri).is_dir():
+        return None
+    table, digest = read_manifest(uri)
+    path = None if remote else local_path(uri)
+    base = str(path.absolute().parent) if path else uri.rsplit("/", 1)[0]
+    return ManifestSource(one_line(uri), path.name if path else name, base, table, digest, uri)
+
+
+def read_manifest(uri: str, also: Sequence[str] = ()) -> "tuple[Table, str]":
+    """Return the columns of the manifest at ``uri`` that are needed, those named in ``also`` as well, and the digest of the file."""
+    name = uri.rsplit("/", 1)[-1]
     shown, parquet = one_line(uri), name.lower().endswith(".parquet")
     if uri.startswith("s3://"):
         from graftwork.sources.s3 import read_object
 
         data = read_object(uri)
-        table = read_parquet(shown, io.BytesIO(data)) if parquet else read_csv(shown, unpacked(shown, name, data))
-        return ManifestSource(shown, name, uri.rsplit("/", 1)[0], table, hashlib.sha256(data).hexdigest())
-    if "\0" in uri or ("://" in uri and not uri.startswith("file://")):
-        return None
+        whole = io.BytesIO(data) if parquet else None
+        found = read_parquet(shown, whole, also) if whole else read_csv(shown, unpacked(shown, name, data), also)
+        return found, hashlib.sha256(data).hexdigest()
     path = local_path(uri)
     try:
-        if path.is_dir():
-            return None
         with regular(path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             # Of Parquet, only the columns that are needed are read.
-            table = read_parquet(shown, file) if parquet else read_csv(shown, unpacked(shown, name, file))
+            table = read_parquet(shown, file, also) if parquet else read_csv(shown, unpacked(shown, name, file), also)
     except FileNotFoundError:
         raise UserError(f"data {shown}: no such file; check the path") from None
     except OSError as error:
         reason = one_line(error.strerror or error, 120)
         raise UserError(f"data {shown}: cannot be read ({reason}); give a file that you may read") from None
-    return ManifestSource(shown, path.name, str(path.absolute().parent), table, digest)
+    return table, digest
 
 
 class Table(NamedTuple):
@@ -101,8 +112,9 @@ class Table(NamedTuple):
 class ManifestSource:
     """Rows of a manifest. ``base`` is the folder, or the s3:// prefix, that relative paths start from."""
 
-    def __init__(self, shown: str, file_name: str, base: str, table: Table, digest: str) -> None:
+    def __init__(self, shown: str, file_name: str, base: str, table: Table, digest: str, uri: str) -> None:
         columns, where = table
+        self._uri = uri
         if not len(columns["path"]):
             raise UserError(f"data {shown}: has a header and no rows; add a row for each example")
         paths = checked_paths(shown, columns["path"], where)
@@ -199,6 +211,17 @@ class ManifestSource:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def own_columns(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return columns of the user's own, by name, an array of text each, in the order of ``records``.
+
+        Raises:
+            UserError: there is no such column, or the file has changed.
+        """
+        table, digest = read_manifest(self._uri, names)
+        if digest != self._digest:
+            raise UserError(f"data {one_line(self._uri)}: changed while it was read; run again when it is at rest")
+        return {name: table.columns[f"own {name}"].take(self._rows) for name in names}
+
     def skipped(self) -> dict[str, int]:
         return {REPEATED: self._dropped} if self._dropped else {}
 
@@ -221,7 +244,7 @@ def unpacked(shown: str, name: str, file: Any) -> bytes:
     return data
 
 
-def read_csv(shown: str, data: bytes) -> Table:
+def read_csv(shown: str, data: bytes, also: Sequence[str] = ()) -> Table:
     """Parse a CSV file; the separator is the one that yields the columns that are needed."""
     import pyarrow as pa
     import pyarrow.csv
@@ -231,7 +254,7 @@ def read_csv(shown: str, data: bytes) -> Table:
     data = as_utf8(shown, data)
     if not data.strip():
         raise UserError(f"data {shown}: is empty; its first row must name the columns, path and label at least")
-    header = read_header(shown, data)
+    header = read_header(shown, data, also)
     name_of = {role: str(n) for role, n in header.columns.items()}
     body = pa.py_buffer(data).slice(header.length) if header.length < len(data) else pa.py_buffer(b"\n")
     unusable: list[Any] = []
@@ -250,7 +273,7 @@ def read_csv(shown: str, data: bytes) -> Table:
                 delimiter=header.separator, newlines_in_values=b'"' in data, invalid_row_handler=refuse
             ),
             pa.csv.ConvertOptions(
-                include_columns=list(name_of.values()),
+                include_columns=list(dict.fromkeys(name_of.values())),
                 column_types={name: pa.string() for name in name_of.values()},
                 strings_can_be_null=False,
             ),
@@ -331,7 +354,7 @@ class Header(NamedTuple):
     length: int  # in bytes, with the line's end
 
 
-def read_header(shown: str, data: bytes) -> Header:
+def read_header(shown: str, data: bytes, also: Sequence[str] = ()) -> Header:
     """Find the separator and the columns by the first row."""
     text = data[:HEADER_BYTES].decode("utf-8", "ignore")
     failures: list[tuple[int, UserError]] = []
@@ -345,7 +368,7 @@ def read_header(shown: str, data: bytes) -> Header:
 
         try:
             names = next((row for row in csv.reader(lines(), delimiter=separator) if row), [])
-            return Header(separator, find_columns(shown, names), len(names), sum(lengths))
+            return Header(separator, find_columns(shown, names, also), len(names), sum(lengths))
         except UserError as error:
             failures.append((len(names), error))
         except csv.Error:  # one field of more than 128 KiB: a quote that is not closed
@@ -357,8 +380,8 @@ def read_header(shown: str, data: bytes) -> Header:
     raise max(failures, key=lambda failure: failure[0])[1]
 
 
-def find_columns(shown: str, names: list[str]) -> dict[str, int]:
-    """Return the position of the column for each role that has one."""
+def find_columns(shown: str, names: list[str], also: Sequence[str] = ()) -> dict[str, int]:
+    """Return the position of the column for each role that has one, and of those named in ``also``, as "own NAME"."""
     plain = [name.strip().lower() for name in names]
     found = one_line(", ".join(f"'{name.strip()}'" for name in names), 200)
     columns: dict[str, int] = {}
@@ -375,13 +398,17 @@ def find_columns(shown: str, names: list[str]) -> dict[str, int]:
             raise UserError(
                 f"data {shown}: no column for the {role} ({', '.join(aliases)}) among the columns found: {found}; name it in the first row"
             )
+    for name in also:
+        if name.strip().lower() not in plain:
+            raise UserError(f"setting slices: the manifest has no column '{one_line(name)}' (columns found: {found})")
+        columns[f"own {name}"] = plain.index(name.strip().lower())
     return columns
 
 
 # ---- Parquet -------------------------------------------------------------------------------------------------------------------
 
 
-def read_parquet(shown: str, file: Any) -> Table:
+def read_parquet(shown: str, file: Any, also: Sequence[str] = ()) -> Table:
     """Read the columns of an open Parquet file that are needed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -389,8 +416,8 @@ def read_parquet(shown: str, file: Any) -> Table:
     try:
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names
-        columns = find_columns(shown, names)
-        table = parquet.read(columns=[names[n] for n in columns.values()])
+        columns = find_columns(shown, names, also)
+        table = parquet.read(columns=list(dict.fromkeys(names[n] for n in columns.values())))
     except (pa.ArrowException, OSError) as error:
         reason = one_line(str(error).partition("\n")[0], 120)
         raise UserError(

@@ -191,7 +191,7 @@ def test_first_model_needs_no_champion() -> None:
         "data validation has no critical finding",
         "fine_tuned has 90.00% accuracy on 1,000 test images, 3.70 points more than the baseline's 86.30%",
         "there was no champion before it",
-        "calibration error (ECE) is 5.00% (interval 4.00% to 8.00%); of a first model none is asked for",
+        "calibration error (ECE) is 5.00% (interval 4.00% to 8.00%); a first model is not held to a bound",
     ]
     assert not decide(parse_policy("floor: 0.95"), evidence(baseline=guesses(137)))["promoted"]
     assert not decide(parse_policy("max_size_mb: 1"), evidence())["promoted"]

@@ -416,3 +416,47 @@ def test_progress_counts_up_to_the_whole(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     ingest(IngestSettings(data=str(root)), tmp_path / "out", lambda done, total: seen.append((done, total)))
     assert seen == [(n, 11) for n in range(1, 12)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("limit", [0, 4])
+def test_a_manifests_own_columns_come_along(tmp_path: Path, kind: str, limit: int) -> None:
+    """She could not see that the model fails on one camera: the column that tells it would be lost on the way."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    from graftwork.slices import slice_scores
+
+    classes_of(tmp_path / "images", cat=30, dog=30)
+    paths = sorted((tmp_path / "images").rglob("*.png"))
+    camera = ["old" if n % 3 == 0 else "new" for n in range(len(paths))]
+    table = pa.table(
+        {
+            "Camera ": camera,
+            "path": [str(p) for p in paths],
+            "label": [p.parent.name for p in paths],
+            "note": ["" if n else "first" for n in range(len(paths))],
+        }
+    )
+    manifest = tmp_path / f"m.{kind}"
+    (pyarrow.csv.write_csv if kind == "csv" else pq.write_table)(table, manifest)
+    data = pack(
+        manifest, tmp_path / "out", slices=["camera", "note", "width"], train_per_class=limit, test_fraction=0.5
+    )
+    told = {row["source"]: json.loads(row["columns"]) for row in rows(data) if row["columns"]}
+    expected = dict(zip(table["path"].to_pylist(), camera, strict=True))
+    assert told and {key: said["camera"] for key, said in told.items()} == {key: expected[key] for key in told}
+    assert [said["note"] for said in told.values() if "note" in said] in ([], ["first"])
+    test = data.split("test")
+    targets = data.targets(test)
+    wrong = np.array([json.loads(text)["camera"] == "old" for text in test["columns"].to_pylist()])
+    found = slice_scores(data, test, targets, np.where(wrong, 1 - targets, targets), ["camera"])
+    if not limit:
+        assert (found[0]["column"], found[0]["value"], found[0]["accuracy"]) == ("camera", "old", 0.0)
+    plain = pack(manifest, tmp_path / "plain", train_per_class=limit, test_fraction=0.5)
+    assert plain.digest == data.digest and set(plain.manifest["columns"].to_pylist()) == {""}
+    with pytest.raises(UserError, match=r"no column 'lens' \(columns found: 'Camera', 'path'"):
+        pack(manifest, tmp_path / "none", slices=["lens"])
+    with pytest.raises(UserError, match="only a manifest"):
+        pack(tmp_path / "images", tmp_path / "none", slices=["camera"])
