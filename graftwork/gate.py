@@ -403,7 +403,7 @@ def judged(
         found |= {"test": "mcnemar", "only_mine_right": only_mine, "only_theirs_right": only_theirs, "p_better": p}
         found |= {"alpha": round(1 - confidence, 12)}
         passed = p < found["alpha"]
-        return passed, found, f"McNemar p = {figure(p)}" + ("" if passed else f", and not under {found['alpha']:.2g}")
+        return passed, found, f"McNemar p {figure(p)}" + ("" if passed else f", and not under {found['alpha']:.2g}")
     bound = -margin if by == "not-worse" else margin
     found |= {"test": "bootstrap", "confidence": confidence, "lower_bound": None}
     fewest = fewest_images(metric, by, margin, confidence)
@@ -515,7 +515,7 @@ def relation(metric: str, difference: float) -> str:
 
 
 def figure(p: float) -> str:
-    return f"{p:.2g}" if p >= 0.0001 else "under 0.0001"
+    return f"= {p:.2g}" if p >= 0.0001 else "< 0.0001"
 
 
 def counted(number: int, noun: str) -> str:

@@ -21,7 +21,7 @@ from graftwork.dataset import Dataset
 from graftwork.drift import profile
 from graftwork.errors import UserError, one_line
 from graftwork.gate import ChampionEvidence, Evidence, Policy, decide, parse_policy
-from graftwork.metrics import HEADLINES, compare, score
+from graftwork.metrics import compare, score
 from graftwork.model import Floats, read_info
 from graftwork.registry import (
     GATE,
@@ -39,6 +39,7 @@ from graftwork.registry import (
 from graftwork.settings import EvaluateSettings, RegisterSettings, parse
 from graftwork.tracking import PIPELINE_RUN, source_tags, tracking_uri
 
+TAGGED = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "auroc", "ece")  # MLflow's page lists every tag
 __all__ = ["SAME_WEIGHTS", "download_version", "find_champion", "register", "registry_name"]
 
 
@@ -235,7 +236,7 @@ def log_version(
                 "graftwork.backbone": info["backbone"],
                 "graftwork.candidate": info["candidate"],
                 **({"graftwork.run": pipeline} if pipeline else {}),
-                **{f"test_{key}": f"{test[key]:.6f}" for key in HEADLINES if test[key] is not None},
+                **{f"test_{key}": f"{test[key]:.6f}" for key in TAGGED if test[key] is not None},
             },
         )
 

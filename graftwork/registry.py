@@ -174,8 +174,9 @@ def settle(
 def apply(client: MlflowClient, name: str, version: str, champion: Any, decision: dict[str, Any]) -> None:
     """Make a decision true, in an order that leaves a retry able to go on from anywhere."""
     for rule in decision.get("rules", []):
-        said = {True: "passed", False: "failed", None: "not applied"}[rule["passed"]]
-        client.set_model_version_tag(name, version, f"{GATE}.{rule['rule']}", said)
+        if rule["passed"] is not None:  # the decision has them all; tags are what MLflow's page has room for
+            said = "passed" if rule["passed"] else "failed"
+            client.set_model_version_tag(name, version, f"{GATE}.{rule['rule']}", said)
     client.set_model_version_tag(name, version, DECISION, decision_text(decision))
     if not decision["promoted"]:
         client.set_registered_model_alias(name, CHALLENGER, version)
@@ -372,6 +373,10 @@ def _heartbeat(client: MlflowClient, name: str, version: str, owner: str, pause:
     finally:
         stop.set()
         thread.join(5)
+        with contextlib.suppress(Exception):  # nobody waits for a version that is decided: what was kept for that goes
+            if client.get_model_version(name, version).tags.get(GATE) != WAITING:
+                for tag in (OWNER, HEARTBEAT, MADE_BY):
+                    client.delete_model_version_tag(name, version, tag)
 
 
 def _number(version: Any) -> str:

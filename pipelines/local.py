@@ -101,7 +101,8 @@ def run_local(
         **source_tags(),
     }
     steps = [s for s in STEPS for s in ((s, "train_scratch") if s == "fine_tune" and with_scratch_control else (s,))]
-    follower = Follower(journals, uri, output.resolve(), run_id, tags)
+    name = f"{Path(str(parameters['data'])).name} {parameters['backbone']}"  # what tells runs apart in MLflow's table
+    follower = Follower(journals, uri, output.resolve(), name, tags)
     display = Display(console, journals, steps)
     with stoppable():
         follower.start()
