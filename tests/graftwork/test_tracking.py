@@ -1,16 +1,13 @@
 """Tracking: journals that cost a run nothing, and a follower that carries all of it to a real MLflow, or keeps it."""
 
-import contextlib
 import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_server import Server
 
 import graftwork
 from graftwork import tracking
@@ -321,42 +319,6 @@ def test_a_damaged_line_does_not_stop_the_follower(output: Path, client: Any, tm
 
 
 # ---- a real server, that dies, is slow, or whose answers are lost ------------------------------------------------------------------
-
-
-class Server:
-    """``mlflow server`` on a SQLite file, with the artifacts behind it: it can be killed, and started again on its port."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", "artifacts"]
-        where = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        with (self.folder / "log.txt").open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *where, *store],
-                cwd=self.folder,
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                return
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log.txt").read_text()
-            time.sleep(0.1)
-
-    def kill(self) -> None:
-        """Kill it and the workers it started, with no time for a last word."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
