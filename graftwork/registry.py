@@ -82,17 +82,20 @@ def one_version(
 
 def find_versions(client: MlflowClient, name: str, sha256: str) -> list[Any]:
     """Return the versions with these very weights, the lowest number first."""
-    found = search(client, name, f" and tags.`{SAME_WEIGHTS}` = '{sha256}'")
+    found = search(client, name, f"tags.`{SAME_WEIGHTS}` = '{sha256}'")
     return sorted(found, key=lambda version: int(version.version))
 
 
 def search(client: MlflowClient, name: str, condition: str = "") -> list[Any]:
     """Return all versions of a registered model, or those that meet ``condition`` too."""
-    escaped = name.replace("'", "\\'")
+    # MLflow's filters know no escape: a name is put between the quotes that it does not hold, and one that holds both is looked for here.
+    quote = "'" if "'" not in name else '"' if '"' not in name else ""
+    clauses = [f"name = {quote}{name}{quote}"] if quote else []
+    wanted = " and ".join(clauses + ([condition] if condition else []))
     found, token = [], None
     while True:
-        page = client.search_model_versions(f"name = '{escaped}'{condition}", max_results=1000, page_token=token)
-        found += list(page)
+        page = client.search_model_versions(wanted or None, max_results=1000, page_token=token)
+        found += [version for version in page if version.name == name]
         token = page.token
         if not token:
             return found
@@ -289,7 +292,7 @@ def _holds(version: Any, owner: str) -> bool:
 
 
 def _queue(client: MlflowClient, name: str) -> dict[str, Any]:
-    return {_number(version): version for version in search(client, name, f" and tags.`{GATE}` = '{WAITING}'")}
+    return {_number(version): version for version in search(client, name, f"tags.`{GATE}` = '{WAITING}'")}
 
 
 def _take_ticket(client: MlflowClient, name: str, version: str) -> None:

@@ -180,7 +180,7 @@ class EvaluateSettings(Settings):
         "accuracy", description="on validation: decides on the epoch, on stopping and among the candidates"
     )
     slices: list[str] = SLICES
-    corruptions: list[str] = Field(
+    corruptions: list[Literal["gaussian-blur", "noise", "brightness", "jpeg"]] = Field(
         [], description="distortions that the test is repeated with: gaussian-blur, noise, brightness, jpeg"
     )
     learning_curve: str = Field("", description="curve.json of a learning curve on this data, for the report")

@@ -137,6 +137,11 @@ class World:
         """A Model folder."""
         return Path(json.loads((self.good_folder / "summary.json").read_text(encoding="utf-8"))["files"]["baseline"])
 
+    def file(self, name: str, text: str) -> Path:
+        path = self.root / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
     @cached_property
     def registered(self) -> str:
         return str(json.loads((self.good_folder / "summary.json").read_text(encoding="utf-8"))["registered"]["name"])
@@ -588,6 +593,65 @@ PREDICT = (
     ),
 )
 
+SERVICE = (
+    Case(
+        "--policy with a missing file",
+        plain_run("--policy", "gone.yaml"),
+        ("policy gone.yaml", "cannot be read", "give a YAML file"),
+    ),
+    Case(
+        "--policy with a rule that there is not",
+        lambda w: plain_run("--policy", str(w.file("policy.yaml", "flor: 0.8\n")))(w),
+        ("policy", "flor", "floor"),
+    ),
+    Case(
+        "--policy with a value that is none",
+        lambda w: plain_run("--policy", str(w.file("margin.yaml", "champion: {by: luck}\n")))(w),
+        ("policy", "champion.by", "confidence"),
+    ),
+    Case(
+        "slices of a folder by a column that it cannot have",
+        again("--set", "slices=camera"),
+        ("slices", "only a manifest", "brightness"),
+        status=1,
+    ),
+    Case(
+        "corruptions that there are not",
+        plain_run("--set", "corruptions=fog"),
+        ("corruptions", "fog", "gaussian-blur"),
+    ),
+    Case(
+        "promote a model that there is not",
+        lambda w: ["promote", "nobody", "1", "--reason", "why not", "--output", str(w.output)],
+        ("nobody", "has no version 1", "graftwork history"),
+    ),
+    Case(
+        "promote without a reason",
+        lambda w: ["promote", w.registered, "1", "--output", str(w.output)],
+        ("--reason", "--help"),
+    ),
+    Case(
+        "rollback where there was no champion before",
+        lambda w: ["rollback", w.registered, "--output", str(w.output)],
+        ("has no champion before version 1", "graftwork promote"),
+    ),
+    Case(
+        "history without a registry",
+        lambda w: ["history", "x", "--output", str(w.folder("empty"))],
+        ("there is none", "empty", "graftwork run"),
+    ),
+    Case(
+        "serve a model that there is not",
+        lambda w: ["serve", "no-model", "--port", "0", "--output", str(w.output)],
+        ("no such folder", "no-model", "models:/NAME@champion"),
+    ),
+    Case(
+        "export to a folder that cannot be written",
+        lambda w: ["export", str(w.model), "--output", "/proc/model.onnx"],
+        ("/proc/model.onnx", "cannot be written"),
+    ),
+)
+
 FAILED = (
     Case(
         "more broken images than the share",
@@ -632,7 +696,7 @@ FAILED = (
     ),
 )  # fmt: skip
 
-CASES = (*DATA, *OPTIONS, *PREDICT, *FAILED)
+CASES = (*DATA, *OPTIONS, *PREDICT, *SERVICE, *FAILED)
 
 
 def try_case(w: World, case: Case) -> Tried:

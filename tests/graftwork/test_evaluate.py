@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score
 from graftwork.errors import UserError
 from graftwork.evaluate import choose, evaluate
 from graftwork.selection import METRICS
-from graftwork.settings import EvaluateSettings
+from graftwork.settings import EvaluateSettings, parse
 from graftwork.steps import test_metrics as metrics_of
 
 SETTINGS = EvaluateSettings(resamples=500)
@@ -182,8 +182,8 @@ def test_robustness_on_request(dataset, baseline: Path, tmp_path: Path) -> None:
         ("noise", 3),
     ]
     assert "Distorted images" in (tmp_path / "out" / "report.html").read_text()
-    with pytest.raises(UserError, match="choose among gaussian-blur, noise"):
-        evaluate(few, {"baseline": baseline}, EvaluateSettings(corruptions=["fog"]), tmp_path / "no")
+    with pytest.raises(UserError, match="gaussian-blur"):
+        parse(EvaluateSettings, {"corruptions": ["fog"]})
     with pytest.raises(UserError, match="nothing"):
         evaluate(few, {"baseline": baseline}, EvaluateSettings(slices=["nothing"]), tmp_path / "no")
     assert not (tmp_path / "no").exists()
