@@ -30,6 +30,8 @@ MODULES = (
     "sklearn.linear_model",
     "graftwork.finetune",
     "graftwork.evaluate",
+    "captum.attr",
+    "cleanlab.filter",
     "graftwork.register",
 )
 ENDED = 5  # bytes of the answer: "e" and the exit status, or "s" and the signal
