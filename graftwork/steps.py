@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -241,6 +242,9 @@ def final_report(data: Any, evaluation: Path, models: dict[str, Path], outcome: 
 # ---- what all steps share ------------------------------------------------------------------------------------------------------
 
 
+_interrupted = threading.Event()
+
+
 @contextmanager
 def step(name: str) -> Iterator[Journal]:
     """Run one step: its journal, its follower where no other process follows, and what becomes of each way to end."""
@@ -259,8 +263,7 @@ def step(name: str) -> Iterator[Journal]:
         _fail(journal, str(error))
     except KeyboardInterrupt:
         status = "KILLED"
-        journal.write("error", message="interrupted")
-        sys.exit(130)
+        _stopped(journal)
     except MemoryError:
         _fail(journal, f"{name}: out of memory; use a smaller batch_size or image_size")
     except OSError as error:
@@ -271,11 +274,19 @@ def step(name: str) -> Iterator[Journal]:
             f"disk full while writing {one_line(error.filename or 'the output folder')}; free some space and run again",
         )
     except Exception as error:  # a mistake of ours: the trace goes to the log, one line to the user
+        if _interrupted.is_set():  # a library has made its own error of the interruption
+            status = "KILLED"
+            _stopped(journal)
         _crash(journal, name, error)
     finally:
         journal.write("end", status=status)
         if follower:
             follower.close()
+
+
+def _stopped(journal: Journal) -> NoReturn:
+    journal.write("error", message="interrupted")
+    sys.exit(130)
 
 
 def _fail(journal: Journal, message: str) -> NoReturn:
@@ -298,6 +309,7 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     # Once is enough: another in the midst of ending would turn the end into a crash.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _interrupted.set()
     raise KeyboardInterrupt
 
 
