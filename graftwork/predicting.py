@@ -20,7 +20,7 @@ from graftwork.images import Array, BrokenImageError, Preprocess, decode, fit
 from graftwork.model import Floats, Model
 from graftwork.parallel import WORKERS, bounded_map
 from graftwork.sources.record import IMAGE_SUFFIXES, Content, File, Unreadable, exists, printable
-from graftwork.tracking import quiet_mlflow, sqlite_file
+from graftwork.tracking import quiet_mlflow, shown_uri, sqlite_file
 
 if TYPE_CHECKING:
     from graftwork.execution import Execution
@@ -574,7 +574,7 @@ def model_folder(model: str, uri: str) -> Path:
     database = sqlite_file(uri)
     if database and not database.is_file():
         raise UserError(
-            f"model {one_line(model)}: there is no registry at {uri}; give the folder of the runs with --output, or set MLFLOW_TRACKING_URI"
+            f"model {one_line(model)}: there is no registry at {shown_uri(uri)}; give the folder of the runs with --output, or set MLFLOW_TRACKING_URI"
         )
     quiet_mlflow()
     os.environ["MLFLOW_TRACKING_URI"] = uri
@@ -593,7 +593,7 @@ def model_folder(model: str, uri: str) -> Path:
         )
     except MlflowException as error:
         raise UserError(
-            f"model {one_line(model)}: the registry at {uri} has none ({one_line(error, 120)}); give a name, version or alias that it has"
+            f"model {one_line(model)}: the registry at {shown_uri(uri)} has none ({one_line(error, 120)}); give a name, version or alias that it has"
         ) from None
     return fetch_version(version, uri)
 

@@ -26,6 +26,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from graftwork.errors import UserError, one_line
+from graftwork.tracking import shown_uri
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 WAITING, PROMOTED, REFUSED = "waiting", "promoted", "refused"
@@ -109,7 +110,7 @@ def find_alias(client: MlflowClient, name: str, alias: str) -> Any:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise UserError(
-            f"model registry: does not answer ({one_line(error, 120)}); check MLFLOW_TRACKING_URI"
+            f"model registry: does not answer ({shown_uri(one_line(error, 120))}); check MLFLOW_TRACKING_URI"
         ) from None
 
 
@@ -133,8 +134,9 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, ConnectionError) as error:
+        where, why = shown_uri(uri), shown_uri(one_line(error, 160))
         raise UserError(
-            f"model registry at {uri}: does not answer as it should ({one_line(error, 160)}); check that it runs, and MLFLOW_TRACKING_URI, and try again"
+            f"MLflow at {where}: does not answer as it should ({why}); check that it runs, and MLFLOW_TRACKING_URI, and try again"
         ) from None
 
 

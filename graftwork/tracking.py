@@ -13,6 +13,7 @@ A journal is ``STEP.jsonl``, an event a line: start, working, params, metrics, m
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -196,6 +197,11 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(unquote(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:") else None
 
 
+def shown_uri(uri: str) -> str:
+    """Return an address, or a text with addresses, without the passwords that they may hold: for messages, logs and files."""
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", uri)
+
+
 def source_tags() -> dict[str, str]:
     """Return the tags that say which code ran: MLflow's own names for the commit and the image, as far as they are known."""
     import subprocess
@@ -296,7 +302,7 @@ class Follower(threading.Thread):
         last.start()
         last.join(timeout)
         if last.is_alive():
-            self.error = self.error or f"{self.uri} has not answered within {timeout:.0f} s"
+            self.error = self.error or f"{shown_uri(self.uri)} has not answered within {timeout:.0f} s"
 
     def client(self) -> Any:
         """Return a client, with the parent run made, waiting for the thread where it is still at it."""
@@ -343,12 +349,12 @@ class Follower(threading.Thread):
                 failures = [self._carry(step) for step, events in list(self._waiting.items()) if events]
                 self.error = "".join(failures[:1]) or self.refusal
             except Exception as error:  # MLflow raises its own, requests', SQLAlchemy's and operating system errors
-                self.error = str(error)
+                self.error = shown_uri(str(error))
                 self._disturbed = True
 
     def _in_time(self) -> None:
         if time.monotonic() > self._deadline:
-            raise TimeoutError(f"{self.uri} is too slow: not everything was carried in time")
+            raise TimeoutError(f"{shown_uri(self.uri)} is too slow: not everything was carried in time")
 
     def _carry(self, step: str) -> str:
         """Carry what waits of a step; raise where MLflow is away. Return why artifacts still wait, "" if none does.
@@ -473,8 +479,10 @@ class Follower(threading.Thread):
             run = self._client.get_run(self.resume)
         else:
             tags = {**self.parent_tags, **self._step_where(step)}
+            # Steps of several pipelines lie side by side in MLflow's comparisons: the name tells which network.
+            name = f"{step} {tags.get('graftwork.backbone', '')}".strip()
             run = self._find_or_create(
-                step, tags, self._step_where(step), int(min(event["time"] for event in events) * 1000)
+                name, tags, self._step_where(step), int(min(event["time"] for event in events) * 1000)
             )
         run_id = str(run.info.run_id)
         if run.data.tags.get(FOLLOWER) != self._id:  # of an earlier try of this step, in another process

@@ -18,7 +18,7 @@ from graftwork.errors import UserError, one_line
 from graftwork.pipelines.prediction import EXPORT_EXAMPLES, PREDICT_EXAMPLES, export, predict
 from graftwork.pipelines.registry import history, promote, rollback
 from graftwork.pipelines.service import serve
-from graftwork.pipelines.terminal import WIDTH, Output, console, errors, fail
+from graftwork.pipelines.terminal import WIDTH, Output, console, errors, fail, mlflow_at
 from graftwork.settings import (
     DEFAULT_BACKBONE,
     EvaluateSettings,
@@ -30,7 +30,7 @@ from graftwork.settings import (
     ValidateSettings,
     parse,
 )
-from graftwork.tracking import sqlite_file, tracking_uri
+from graftwork.tracking import shown_uri, sqlite_file, tracking_uri
 
 if TYPE_CHECKING:
     from graftwork.sources.record import DataSource
@@ -328,11 +328,16 @@ def compare(
     limit: Annotated[int, typer.Option(help="Newest runs shown.", min=1, max=1000)] = 20,
 ) -> None:
     """Show the candidates of past runs beside each other."""
-    client = mlflow_client(output)
+    with mlflow_at(output) as client:
+        console.print(comparison(client, experiment, limit))
+
+
+def comparison(client: Any, experiment: str, limit: int) -> Table:
+    """Tabulate the experiment's newest runs, a candidate a row."""
     found = client.get_experiment_by_name(experiment)
     if found is None:
         raise UserError(
-            f"experiment '{one_line(experiment)}': there is none at {tracking_uri(output)}; run 'graftwork run' first, or set MLFLOW_TRACKING_URI"
+            f"experiment '{one_line(experiment)}': there is none at {shown_uri(client.tracking_uri)}; run 'graftwork run' first, or set MLFLOW_TRACKING_URI"
         )
     from graftwork.report import TITLES
 
@@ -372,7 +377,7 @@ def compare(
                 style="bold" if "chosen" in end else "",
             )
             of_run = ["", "", ""]  # once a run
-    console.print(table)
+    return table
 
 
 @app.command(epilog="[bold]Example[/]\n\ngraftwork ui --port 5050")
@@ -383,7 +388,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000, output: Outp
     uri = tracking_uri(output)
     database = sqlite_file(uri)
     if database is None:
-        raise UserError(f"MLFLOW_TRACKING_URI is {uri}: open that address in a browser")
+        raise UserError(f"MLFLOW_TRACKING_URI is {shown_uri(uri)}: open that address in a browser")
     if not database.is_file():
         raise UserError(
             f"output {one_line(output)}: holds no runs; run 'graftwork run' first, or give the folder with --output"
@@ -608,21 +613,6 @@ def check_backbone(name: str, output: Path) -> None:
             f"backbone '{one_line(name)}': timm has no such network; "
             + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
         )
-
-
-def mlflow_client(output: Path) -> Any:
-    from graftwork.tracking import quiet_mlflow
-
-    uri = tracking_uri(output)
-    database = sqlite_file(uri)
-    if database and not database.is_file():
-        raise UserError(
-            f"MLflow: there is none at {uri}; run 'graftwork run' first, give its folder with --output, or set MLFLOW_TRACKING_URI"
-        )
-    quiet_mlflow()
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri, uri)
 
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:

@@ -35,7 +35,7 @@ from graftwork.learning_curve import (
     write_curve,
 )
 from graftwork.pipelines.local import build_digest, end_stale_runs, process_name, stoppable, uninterrupted
-from graftwork.tracking import CHECKPOINTS, Follower, Journal, dataset_input, source_tags, tracking_uri
+from graftwork.tracking import CHECKPOINTS, Follower, Journal, dataset_input, shown_uri, source_tags, tracking_uri
 
 
 def run_curve(
@@ -109,7 +109,7 @@ def run_curve(
                     "parameters": parameters,
                     "build": build,
                     "graftwork": __version__,
-                    "mlflow": {"tracking_uri": follower.uri, "experiment_id": "", "parent_run_id": ""},
+                    "mlflow": {"tracking_uri": shown_uri(follower.uri), "experiment_id": "", "parent_run_id": ""},
                 }
                 write_curve(curve, folder)
                 finish(follower, curve, folder)
@@ -266,7 +266,7 @@ def finish(follower: Follower, curve: dict[str, Any], folder: Path) -> None:
     follower.close(20)
     try:
         if not follower.parent_id:
-            raise ConnectionError(follower.error or f"{follower.uri} did not answer")
+            raise ConnectionError(follower.error or f"{shown_uri(follower.uri)} did not answer")
         client = follower.client()
         curve["mlflow"] |= {"experiment_id": follower.experiment_id, "parent_run_id": follower.parent_id}
         write_json(folder / "curve.json", curve)

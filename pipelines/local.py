@@ -29,7 +29,16 @@ from graftwork.files import STORE, write_json
 from graftwork.metrics import HEADLINES
 from graftwork.pipelines import warm
 from graftwork.pipelines.display import Display
-from graftwork.tracking import CHECKPOINTS, JOURNALS, Follower, JournalReader, dataset_input, source_tags, tracking_uri
+from graftwork.tracking import (
+    CHECKPOINTS,
+    JOURNALS,
+    Follower,
+    JournalReader,
+    dataset_input,
+    shown_uri,
+    source_tags,
+    tracking_uri,
+)
 
 STEPS = [
     "ingest_data",
@@ -358,7 +367,7 @@ def finish(
         "run_id": folder.name,
         "seconds": 0.0,
         "backbone": parameters["backbone"],
-        "mlflow": {"tracking_uri": follower.uri, "experiment_id": "", "parent_run_id": ""},
+        "mlflow": {"tracking_uri": shown_uri(follower.uri), "experiment_id": "", "parent_run_id": ""},
         "data": {
             "name": dataset["name"],
             "digest": dataset["digest"],

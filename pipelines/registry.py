@@ -1,18 +1,15 @@
 """``graftwork promote``, ``rollback`` and ``history``: the registry, by hand."""
 
-import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from graftwork.errors import UserError, one_line
-from graftwork.pipelines.terminal import Output, console
-from graftwork.tracking import quiet_mlflow, sqlite_file, tracking_uri
+from graftwork.errors import one_line
+from graftwork.pipelines.terminal import Output, console, mlflow_at
 
 Name = Annotated[str, typer.Argument(help="Name in the model registry.", metavar="NAME")]
 
@@ -26,7 +23,7 @@ def promote(
     """Make a version champion, whatever the gate said."""
     from graftwork import registry
 
-    with registry_at(output) as client:
+    with mlflow_at(output) as client:
         former = registry.promote(client, name, str(version), reason)
     say(f"{name}: version {version} is champion" + (f"; version {former} is kept as previous" if former else ""))
 
@@ -35,7 +32,7 @@ def rollback(name: Name, output: Output = Path("runs")) -> None:
     """Give the title back to the champion before this one. The gate will not promote the version taken out again; twice returns."""
     from graftwork import registry
 
-    with registry_at(output) as client:
+    with mlflow_at(output) as client:
         out, back = registry.rollback(client, name)
     say(f"{name}: version {back} is champion again; version {out} is kept as previous")
 
@@ -44,7 +41,7 @@ def history(name: Name, output: Output = Path("runs")) -> None:
     """List the versions of a model, the newest first, with what became of each and why."""
     from graftwork import registry
 
-    with registry_at(output) as client:
+    with mlflow_at(output) as client:
         rows = registry.history(client, name)
     table = Table(box=None, pad_edge=False)
     for heading in ("version", "made", "aliases", "candidate", "backbone", "test accuracy", "state", "why"):
@@ -61,24 +58,6 @@ def history(name: Name, output: Output = Path("runs")) -> None:
             escape(one_line(row["reason"], 400)),
         )
     console.print(table)
-
-
-@contextlib.contextmanager
-def registry_at(output: Path) -> Iterator[Any]:
-    """Yield a client of the registry; what goes wrong with it is one line."""
-    uri = tracking_uri(output)
-    database = sqlite_file(uri)
-    if database and not database.is_file():
-        raise UserError(
-            f"model registry: there is none at {uri}; run 'graftwork run' first, give its folder with --output, or set MLFLOW_TRACKING_URI"
-        )
-    quiet_mlflow()
-    from mlflow import MlflowClient
-
-    from graftwork.registry import answering
-
-    with answering(uri):
-        yield MlflowClient(uri, uri)
 
 
 def say(text: str) -> None:

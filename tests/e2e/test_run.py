@@ -112,7 +112,10 @@ def test_mlflow_has_one_parent_and_a_nested_run_a_step(first) -> None:
     client = MlflowClient(summary["mlflow"]["tracking_uri"])
     runs = client.search_runs([summary["mlflow"]["experiment_id"]], max_results=100)
     parent = next(r for r in runs if r.info.run_id == summary["mlflow"]["parent_run_id"])
-    nested = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    nested = {
+        r.data.tags["graftwork.step"]: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
+    assert nested["fine_tune"].info.run_name == "fine_tune tf_efficientnet_lite0"
     assert set(nested) == STEPS and len(runs) == len(STEPS) + 1
     assert {r.info.status for r in runs} == {"FINISHED"}
     assert parent.data.metrics["test_accuracy"] == pytest.approx(

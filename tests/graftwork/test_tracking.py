@@ -19,7 +19,7 @@ from mlflow_server import Server
 
 import graftwork
 from graftwork import tracking
-from graftwork.tracking import Follower, Journal, JournalReader, quiet_mlflow, source_tags, tracking_uri
+from graftwork.tracking import Follower, Journal, JournalReader, quiet_mlflow, shown_uri, source_tags, tracking_uri
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
@@ -880,3 +880,11 @@ def test_the_commit_is_graftworks_own(tmp_path: Path, monkeypatch) -> None:
     head = subprocess.run(["git", "-C", str(house), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     expected = {"mlflow.source.git.commit": head.stdout.strip()} if (house / ".git").exists() else {}
     assert source_tags() == expected
+
+
+def test_no_password_is_shown() -> None:
+    """A password in an address would end in the log of every step and in summary.json."""
+    assert shown_uri("postgresql://ann:s3@cret@db:5432/mlflow") == "postgresql://***@db:5432/mlflow"
+    assert shown_uri("https://ann@mlflow.example") == "https://***@mlflow.example"
+    for plain in ("sqlite:////tmp/a@b/mlflow.db", "http://127.0.0.1:5000", "https://mlflow.example/x@y"):
+        assert shown_uri(plain) == plain

@@ -83,3 +83,13 @@ def test_compare_and_predict_without_runs(tmp_path: Path) -> None:
         (tmp_path / "a.jpg").write_bytes(b"")
         found = graftwork(*arguments, cwd=tmp_path)
         assert found.returncode == 2 and found.stderr.count("\n") == 1 and found.stderr.startswith("graftwork:")
+
+
+def test_compare_with_a_damaged_database(tmp_path: Path) -> None:
+    """A trace of the database's library does not say which file to look at."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mlflow.db").write_bytes(b"no database " * 100)
+    for arguments in (["compare"], ["history", "x"]):
+        found = graftwork(*arguments, cwd=tmp_path)
+        assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+        assert "runs/mlflow.db" in found.stderr and "file is not a database" in found.stderr
