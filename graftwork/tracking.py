@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from graftwork import views
+
 CHECKPOINTS = (
     "GRAFTWORK_CHECKPOINTS"  # environment variable: where checkpoints lie; on a cluster, a volume that outlives the pod
 )
@@ -556,20 +558,27 @@ def dataset_input(name: str, digest: str, source: str, context: str) -> Any:
 
 
 def experiment_id(client: Any, uri: str, output: Path) -> str:
-    """Return the experiment's id; it is made where there is none, with its artifacts beside a SQLite file."""
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    """Return the experiment's id; it is made where there is none, with its artifacts beside a SQLite file and a view of the candidates."""
+    name = experiment_name()
+    # The kind says what the experiment is for, so that MLflow's pages need not guess.
+    tags = {"mlflow.experimentKind": "custom_model_development", views.TAG: views.candidates_view()}
     found = client.get_experiment_by_name(name)
-    if found:
-        return str(found.experiment_id)
-    where = (output / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
-    try:
-        # Says what the experiment is for, so that MLflow's pages need not guess.
-        return str(client.create_experiment(name, where, {"mlflow.experimentKind": "custom_model_development"}))
-    except Exception:  # another run made it a moment ago
-        found = client.get_experiment_by_name(name)
-        if not found:
-            raise
-        return str(found.experiment_id)
+    if not found:
+        where = (output / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
+        try:
+            return str(client.create_experiment(name, where, tags))
+        except Exception:  # another run made it a moment ago
+            found = client.get_experiment_by_name(name)
+            if not found:
+                raise
+    if views.TAG not in found.tags:  # the user's own experiment, or one of an earlier release
+        client.set_experiment_tag(found.experiment_id, views.TAG, tags[views.TAG])
+    return str(found.experiment_id)
+
+
+def experiment_name() -> str:
+    """Return the experiment that runs are filed under: ``MLFLOW_EXPERIMENT_NAME``, or "graftwork"."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -30,7 +30,8 @@ from graftwork.settings import (
     ValidateSettings,
     parse,
 )
-from graftwork.tracking import shown_uri, sqlite_file, tracking_uri
+from graftwork.tracking import experiment_name, shown_uri, sqlite_file, tracking_uri
+from graftwork.views import view_link
 
 if TYPE_CHECKING:
     from graftwork.sources.record import DataSource
@@ -399,7 +400,13 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000, output: Outp
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise UserError(f"port {port}: cannot be used ({error.strerror}); give another with --port") from None
-    console.print(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)", highlight=False)
+    address = f"http://127.0.0.1:{port}"
+    with mlflow_at(output) as client:
+        found = client.get_experiment_by_name(experiment_name())
+    console.print(f"MLflow: {address}  (Ctrl-C ends it)", highlight=False)
+    if found:
+        link = view_link(address, found.experiment_id)
+        console.print(f"Candidates side by side: {link}", highlight=False, soft_wrap=True)
     os.environ |= {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -668,7 +675,8 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     elif summary["mlflow"]["tracking_uri"].startswith("sqlite:"):
         show("MLflow UI: graftwork ui" + ("" if output == Path("runs") else f" --output {escape(str(output))}"))
     else:
-        show(f"MLflow: {escape(summary['mlflow']['tracking_uri'])}")
+        address, experiment = summary["mlflow"]["tracking_uri"], summary["mlflow"]["experiment_id"]
+        show(f"MLflow: {escape(view_link(address, experiment) if address.startswith('http') else address)}")
 
 
 def main() -> None:

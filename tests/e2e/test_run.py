@@ -11,6 +11,7 @@ import pytest
 from graftwork.dataset import open_dataset
 from graftwork.errors import UserError
 from graftwork.sources.arrays import find_fashion_mnist
+from graftwork.views import CHARTS, COLUMNS
 
 pytestmark = pytest.mark.e2e
 MAKE_RUN = [
@@ -126,6 +127,10 @@ def test_mlflow_has_one_parent_and_a_nested_run_a_step(first) -> None:
         assert nested[name].data.tags["graftwork.dataset_digest"] == summary["data"]["digest"]
     epochs = client.get_metric_history(nested["fine_tune"].info.run_id, "train_loss")
     assert len(epochs) >= 3 and [m.step for m in epochs] == sorted(m.step for m in epochs)
+    for candidate in ("train_baseline", "fine_tune", "train_scratch"):  # the columns of the view that MLflow opens
+        assert set(COLUMNS) <= set(nested[candidate].data.metrics)
+    charted = [metric for _, metrics in CHARTS.values() for metric in metrics]
+    assert set(charted) <= set(nested["fine_tune"].data.metrics)
     stored = {a.path for a in client.list_artifacts(nested["evaluate_model"].info.run_id, "evaluation")}
     assert {"evaluation/report.html", "evaluation/confusion.png", "evaluation/predictions-fine_tuned.parquet"} <= stored
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"report.html", "validation.html"}

@@ -20,6 +20,7 @@ from mlflow_server import Server
 import graftwork
 from graftwork import tracking
 from graftwork.tracking import Follower, Journal, JournalReader, quiet_mlflow, shown_uri, source_tags, tracking_uri
+from graftwork.views import TAG, candidates_view
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
@@ -161,6 +162,7 @@ def test_the_experiment_opens_on_training_runs(followed, client: Any) -> None:
     experiment = client.get_experiment(followed[0].experiment_id)
     assert experiment.name == "graftwork"
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert experiment.tags[TAG] == candidates_view()
 
 
 def test_an_interrupted_run_is_shown_as_killed(output: Path, client: Any, tmp_path: Path) -> None:
@@ -209,10 +211,13 @@ def test_followers_of_one_pipeline_run_share_its_parent(output: Path, client: An
 def test_the_experiment_may_be_another(output: Path, client: Any, tmp_path: Path, monkeypatch) -> None:
     """A user's MLFLOW_EXPERIMENT_NAME would be passed over."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "beetles")
+    client.create_experiment("beetles")
     follower = follow(output, tmp_path, "run-beetles")
     follower.start()
     follower.close(20)
-    assert client.get_experiment(follower.experiment_id).name == "beetles"
+    experiment = client.get_experiment(follower.experiment_id)
+    assert experiment.name == "beetles"
+    assert TAG in experiment.tags  # the user's own experiment shows the candidates side by side too
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------------------------------------
