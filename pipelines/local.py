@@ -423,6 +423,8 @@ def log_parent(client: Any, run_id: str, summary: dict[str, Any], folder: Path) 
     """Put on the parent run what runs are compared by: parameters, the chosen candidate's figures, the reports."""
     from mlflow.entities import Metric, Param, RunTag
 
+    from graftwork.report import markdown
+
     now = int(time.time() * 1000)
     best = summary["candidates"][summary["chosen"]]
     metrics = {
@@ -435,7 +437,7 @@ def log_parent(client: Any, run_id: str, summary: dict[str, Any], folder: Path) 
         "graftwork.dataset_digest": summary["data"]["digest"],
         "graftwork.chosen": summary["chosen"],
         "graftwork.promoted": str(summary["decision"]["promoted"]).lower(),
-        "mlflow.note.content": "\n".join(f"- {reason}" for reason in summary["decision"]["reasons"]),
+        "mlflow.note.content": "\n".join(f"- {markdown(reason, 400)}" for reason in summary["decision"]["reasons"]),
     }
     client.log_batch(
         run_id,

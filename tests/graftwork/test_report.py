@@ -74,12 +74,13 @@ def test_names_are_text_and_no_markup(dataset, run) -> None:
     page = render_evaluation(result, facts, info, folder)
     assert "<script" not in page and "&lt;script&gt;" in page
     card = model_card(result, facts, info, None, "digits")
-    assert "<script" not in card.replace("\\<script", "") and "\\|x" in card
+    assert "<" not in card and "\\|x" in card
     result["notes"] = [f"class {bad} has no test images"]
     said = outcome(run)
     said["decision"]["reasons"] = [f"the worst class, {bad}, is below the floor"]
     card = model_card(result, facts, info, said, 'a"); import os; ("')
-    assert "<script" not in card.replace("\\<script", "")
+    # Of "p < 0.001" too: MLflow's page takes it for the begin of a tag, and the next table is lost.
+    assert "<" not in card.split("```")[0] + card.split("```")[2]
     snippet = card.split("```python")[1].split("```")[0]
     loaded = ast.parse(snippet).body[1].value
     assert loaded.args[0].value == 'models:/a"); import os; ("/4', "not promoted: the champion is another model"
