@@ -44,8 +44,8 @@ def _environment(escape: bool) -> Any:
 def markdown(text: str, limit: int = 80) -> str:
     """Return somebody's words as Markdown shows them, on one line: nothing in them is markup or HTML."""
     # MLflow's page takes a tag's signs for a tag, be there a backslash before them.
-    signs = {c: f"\\{c}" for c in "\\`*_[]|#"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-    return one_line(text, limit).translate(str.maketrans(signs))
+    signs = {ord(c): f"\\{c}" for c in "\\`*_[]|#"} | {ord("<"): "&lt;", ord(">"): "&gt;", ord("&"): "&amp;"}
+    return one_line(text, limit).translate(signs)
 
 
 def render_validation(summary: dict[str, Any], pictures: dict[str, list[list[dict[str, str]]]]) -> str:
