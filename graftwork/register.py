@@ -21,7 +21,7 @@ from graftwork.dataset import Dataset
 from graftwork.drift import profile
 from graftwork.errors import UserError, one_line
 from graftwork.gate import ChampionEvidence, Evidence, Policy, decide, parse_policy
-from graftwork.metrics import compare, score
+from graftwork.metrics import HEADLINES, compare, score
 from graftwork.model import Floats, read_info
 from graftwork.registry import (
     GATE,
@@ -36,6 +36,7 @@ from graftwork.registry import (
     registry_name,
     settle,
 )
+from graftwork.report import markdown
 from graftwork.settings import EvaluateSettings, RegisterSettings, parse
 from graftwork.tracking import PIPELINE_RUN, source_tags, tracking_uri
 
@@ -265,3 +266,21 @@ def download_version(version: Any, folder: Path) -> Path:
     if not found:
         raise UserError(f"model {version.name} version {version.version}: holds no Graftwork model")
     return found[0].parent
+
+
+def for_the_parent(result: dict[str, Any], outcome: dict[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the metrics and tags by which pipeline runs are compared, from ``evaluation.json`` and the decision."""
+    best = result["candidates"][result["chosen"]]
+    metrics = {
+        "val_accuracy": best["val"]["value"],
+        **{f"test_{key}": best["test"][key] for key in HEADLINES if best["test"][key] is not None},
+    }
+    for name, candidate in result["candidates"].items():
+        metrics |= {f"{name}_accuracy": candidate["test"]["accuracy"], f"{name}_seconds": candidate["seconds"]}
+    tags = {
+        "graftwork.dataset_digest": result["dataset_digest"],
+        "graftwork.chosen": result["chosen"],
+        "graftwork.promoted": str(outcome["decision"]["promoted"]).lower(),
+        "mlflow.note.content": "\n".join(f"- {markdown(reason, 400)}" for reason in outcome["decision"]["reasons"]),
+    }
+    return metrics, tags

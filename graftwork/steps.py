@@ -5,7 +5,9 @@ A step that fails prints one line, leaves nothing that looks finished, and exits
 """
 
 import errno
+import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -203,7 +205,7 @@ def register_model(
         tracking.quiet_mlflow()
         import mlflow.pyfunc  # noqa: F401
 
-        from graftwork.register import register
+        from graftwork.register import for_the_parent, register
 
         journal.write("working")
         data = _open(dataset, dataset_digest, journal)
@@ -216,22 +218,45 @@ def register_model(
         journal.params(chosen.model_dump())
         journal.tags({"graftwork.promoted": str(result["decision"]["promoted"]).lower()})
         _keep(journal, Path(decision), "decision.json")
-        _keep(journal, Path(report), "report.html")
+        page = _keep(journal, Path(report), "report.html")
+        if not os.environ.get(tracking.JOURNALS):  # a local run puts on its parent what it has in its summary
+            judged = json.loads((Path(evaluation) / "evaluation.json").read_text(encoding="utf-8"))
+            journal.parent(*for_the_parent(judged, result), [page])
         return result
+
+
+def close_run(state: str, message: str, data: str, backbone: str) -> None:
+    """On a cluster, last and whatever happened: end the pipeline run's parent run in MLflow, with what steps could not tell it.
+
+    ``state`` is KFP's. Where MLflow is away, or KFP's own plugin keeps the runs, nothing is to be done here; a run does not fail by its tracking.
+    """
+    uri, run = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get(tracking.PIPELINE_RUN, "")
+    if not uri or not run or os.environ.get("MLFLOW_RUN_ID"):
+        return
+    status = CLOSED.get(state.upper(), "FAILED")
+    folder = _kept_journals(run)
+    waiting = sorted(path.parent for path in folder.glob("*/*.jsonl")) if folder else []
+    with tempfile.TemporaryDirectory(
+        prefix="graftwork-"
+    ) as nothing:  # the parent is ended where no journal waits as well
+        missing = tracking.close_run(uri, run, status, f"{Path(data).name} {backbone}", [*waiting, Path(nothing)])
+    if missing:
+        kept = f"; journals that wait for it are in {folder}" if waiting else ""
+        print(f"graftwork: MLflow at {tracking.shown_uri(uri)} was not told of the end: {one_line(missing)}{kept}")
+    elif folder:
+        shutil.rmtree(folder, ignore_errors=True)
+    if message:
+        print(f"graftwork: the run ended as {state}: {one_line(message, 500)}")
 
 
 def read_validation(path: str) -> dict[str, float]:
     """Return the counts that ``validate_data`` wrote: {"critical": 0, "warnings": 2, ...}."""
-    import json
-
     counts = json.loads(Path(path).read_text(encoding="utf-8"))
     return {name.removeprefix("validation_"): value for name, value in counts.items()}
 
 
 def final_report(data: Any, evaluation: Path, models: dict[str, Path], outcome: dict[str, Any]) -> str:
     """Return the evaluation's page once more, with the decision first."""
-    import json
-
     from graftwork.model import read_info
     from graftwork.report import render_evaluation
 
@@ -243,13 +268,23 @@ def final_report(data: Any, evaluation: Path, models: dict[str, Path], outcome: 
 
 
 _interrupted = threading.Event()
+# KFP's final states, "SUCCEEDED" in local runs and "COMPLETE" on a cluster, as MLflow's.
+CLOSED = {
+    "SUCCEEDED": "FINISHED",
+    "COMPLETE": "FINISHED",
+    "SKIPPED": "FINISHED",
+    "CANCELED": "KILLED",
+    "CANCELLED": "KILLED",
+}
 
 
 @contextmanager
 def step(name: str) -> Iterator[Journal]:
     """Run one step: its journal, its follower where no other process follows, and what becomes of each way to end."""
     folder = os.environ.get(tracking.JOURNALS)
-    journal = Journal(Path(folder) if folder else Path(tempfile.mkdtemp(prefix="graftwork-")), name)
+    kept = _kept_journals(os.environ.get(tracking.PIPELINE_RUN, ""))
+    own = kept / name if kept else Path(tempfile.mkdtemp(prefix="graftwork-"))  # each follows its own journal alone
+    journal = Journal(Path(folder) if folder else own, name)
     follower = None if folder else _own_follower(journal)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
@@ -282,6 +317,14 @@ def step(name: str) -> Iterator[Journal]:
         journal.write("end", status=status)
         if follower:
             follower.close()
+            if not follower.unsent and not follower.error:
+                journal.forget()
+
+
+def _kept_journals(run: str) -> Path | None:
+    """Return the folder where the steps of a cluster's pipeline run keep their journals; None where there is no place that outlives a pod."""
+    place = os.environ.get(tracking.KEPT_JOURNALS)
+    return Path(place) / run if place and run else None
 
 
 def _stopped(journal: Journal) -> NoReturn:
@@ -369,11 +412,12 @@ def _reference(settings: s.ValidateSettings, data: Any, journal: Journal) -> "di
         return None
 
 
-def _keep(journal: Journal, path: Path, name: str) -> None:
+def _keep(journal: Journal, path: Path, name: str) -> Path:
     """Have ``path`` stored as ``name``: KFP's artifacts have no suffix, and the MLflow page shows files by theirs."""
     copy = journal.folder / journal.step / name
     write_text(copy, path.read_text(encoding="utf-8"))
     journal.artifact(copy)
+    return copy
 
 
 def _log_model(journal: Journal, info: dict[str, Any], model: Path, metrics: Path) -> dict[str, float]:

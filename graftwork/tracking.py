@@ -34,6 +34,8 @@ JOURNALS = "GRAFTWORK_JOURNALS"  # environment variable: the folder for the jour
 PIPELINE_RUN = (
     "GRAFTWORK_PIPELINE_RUN"  # environment variable: the id of the pipeline run that a cluster's step belongs to
 )
+# Environment variable: where a cluster's steps keep their journals, a folder a pipeline run, until MLflow has them; on a volume, MLflow may be away.
+KEPT_JOURNALS = "GRAFTWORK_KEPT_JOURNALS"
 EXPERIMENT = "graftwork"
 METRICS_IN_A_BATCH = 500  # MLflow takes 1000 values in a request, and a megabyte
 PARAMS_IN_A_BATCH = 90  # of 100, and as many tags
@@ -75,6 +77,10 @@ class Journal:
     def metrics_of(self, sha256: str, values: dict[str, float]) -> None:
         """Add metrics to the run, under the same parent, of the step that trained the model with these weights."""
         self.write("metrics_of", sha256=sha256, values={k: float(v) for k, v in values.items()})
+
+    def parent(self, metrics: dict[str, float], tags: dict[str, str], artifacts: list[Path]) -> None:
+        """Put on the parent run what pipeline runs are compared by, and its pages."""
+        self.write("parent", metrics=metrics, tags=tags, artifacts=[str(path.resolve()) for path in artifacts])
 
     def tags(self, values: dict[str, str]) -> None:
         self.write("tags", values=values)
@@ -124,6 +130,12 @@ class Journal:
                 stopped = stop.wait(interval)
                 self.metrics({f"system/{name}": round(value, 1) for name, value in _system_usage().items()}, index)
                 index += 1
+
+    def forget(self) -> None:
+        """Remove the journal, which is in MLflow."""
+        for suffix in ("jsonl", "run"):
+            with contextlib.suppress(OSError):
+                (self.folder / f"{self.step}.{suffix}").unlink()
 
     def run_id(self, timeout: float = 60.0) -> str:
         """Wait for the MLflow run that the follower made for this step, and return its id; "" if there is none in time."""
@@ -371,7 +383,7 @@ class Follower(threading.Thread):
                 try:
                     self._send(step, run_id, batch, sent)
                 except Exception as error:
-                    if batch[0]["event"] != "artifact":
+                    if batch[0]["event"] not in ("artifact", "parent"):
                         raise
                     failure = failure or str(error)
         finally:
@@ -416,6 +428,8 @@ class Follower(threading.Thread):
                         told[key] = text
             elif kind == "metrics_of":
                 self._log_elsewhere(event["sha256"], event["values"], when)
+            elif kind == "parent":
+                self._log_parent(event, when)
             elif kind == "tags":
                 tags |= event["values"]
             elif kind == "error":
@@ -439,6 +453,20 @@ class Follower(threading.Thread):
         self._known[step].update(told)
         if inputs:
             self._client.log_inputs(run_id, datasets=inputs)
+
+    def _log_parent(self, event: Event, when: int) -> None:
+        if not self.parent_id:
+            return
+        from mlflow.entities import Metric, RunTag
+
+        self._client.log_batch(
+            self.parent_id,
+            metrics=[Metric(name, float(value), when, 0) for name, value in event["metrics"].items()],
+            tags=[RunTag(name, value) for name, value in event["tags"].items()],
+        )
+        for path in event["artifacts"]:
+            with contextlib.suppress(FileNotFoundError):
+                self._client.log_artifact(self.parent_id, path)
 
     def _log_elsewhere(self, sha256: str, values: dict[str, float], when: int) -> None:
         """Log metrics in the runs of this parent that made the model ``sha256``. Where there is none, the step's own run has to do."""
@@ -529,6 +557,30 @@ class Follower(threading.Thread):
         return chosen
 
 
+def close_run(uri: str, run: str, status: str, name: str, journals: list[Path], timeout: float = 120.0) -> str:
+    """End the parent run of the pipeline run ``run`` of a cluster, and the runs of steps that could not end theirs; first carry ``journals``.
+
+    Returns "" or, where MLflow did not take it within ``timeout`` seconds, why.
+    """
+    deadline = time.monotonic() + timeout
+    for folder in journals:
+        follower = Follower(folder, uri, Path("runs"), name, {"graftwork.run": run} | source_tags())
+        follower.start()
+        follower.close(max(1.0, deadline - time.monotonic()))
+        if follower.unsent or not follower.parent_id:
+            return follower.error or "it did not take everything"
+    try:
+        client = follower.client()
+        where = f"tags.`mlflow.parentRunId` = '{follower.parent_id}' and attributes.status = 'RUNNING'"
+        for nested in client.search_runs([follower.experiment_id], where):
+            client.set_terminated(nested.info.run_id, "FAILED" if status == "FINISHED" else status)
+        client.set_tag(follower.parent_id, "mlflow.runName", name)
+        client.set_terminated(follower.parent_id, status)
+    except Exception as error:  # MLflow raises its own, requests' and operating system errors
+        return shown_uri(str(error))
+    return ""
+
+
 def _requests(events: list[Event]) -> Iterator[list[Event]]:
     """Group events by the request that carries them: what is recorded, the datasets, each artifact, and the end if it is the last word."""
     turns = [event for event in events if event["event"] in ("start", "end")]
@@ -536,7 +588,7 @@ def _requests(events: list[Event]) -> Iterator[list[Event]]:
     batch: list[Event] = []
     size = 0
     for event in events:
-        if event["event"] in ("dataset", "artifact") or event is end:
+        if event["event"] in ("dataset", "artifact", "parent") or event is end:
             continue
         values = len(event.get("values", ()))
         if batch and size + values > METRICS_IN_A_BATCH:
@@ -545,7 +597,7 @@ def _requests(events: list[Event]) -> Iterator[list[Event]]:
         batch.append(event)
         size += values
     datasets = [event for event in events if event["event"] == "dataset"]
-    artifacts = [[event] for event in events if event["event"] == "artifact"]
+    artifacts = [[event] for event in events if event["event"] in ("artifact", "parent")]
     yield from filter(None, [batch, datasets, *artifacts, [end] if end else []])
 
 

@@ -1,13 +1,16 @@
-"""The DAG: ingest, validate, extract features, baseline, fine-tune, (scratch control,) evaluate, register.
+"""The DAG: ingest, validate, extract features, baseline, fine-tune, (scratch control,) evaluate, register; on a cluster, close the MLflow run.
 
-Its parameters mirror the settings models of ``graftwork.settings``; a test holds the two together.
+Its parameters mirror the settings models of ``graftwork.settings``, and say where steps run on a cluster; a test holds them together.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 from kfp import dsl, kubernetes
 from kfp.dsl import PipelineTask
 
+from graftwork.components import IMAGE
+from graftwork.components.close_run import close_run
 from graftwork.components.evaluate_model import evaluate_model
 from graftwork.components.extract_features import extract_features
 from graftwork.components.fine_tune import fine_tune
@@ -15,20 +18,43 @@ from graftwork.components.ingest_data import ingest_data
 from graftwork.components.register_model import register_model
 from graftwork.components.train_baseline import train_baseline
 from graftwork.components.validate_data import validate_data
+from graftwork.files import STORE
+from graftwork.tracking import CHECKPOINTS, KEPT_JOURNALS
 
 NAME = "graftwork-image-classification"
-# Requests of a step on a cluster: cores and memory, and the hours after which it is given up. Kubernetes may give more; limits are for memory alone.
-LIGHT, HEAVY = ("1", "2Gi", "4Gi", 2), ("2", "4Gi", "16Gi", 24)
-MLFLOW_SECRET = "graftwork-mlflow"
+DESCRIPTION = "Adapts a pretrained network to labelled images, proves the result and registers it in MLflow."
+# Requests and limits of a light step on a cluster, and the hours after which a step is given up. A heavy one's are run-time parameters.
+LIGHT_CPU, LIGHT_MEMORY, LIGHT_LIMIT, LIGHT_HOURS, HEAVY_HOURS = "1", "2Gi", "4Gi", 2, 24
 MLFLOW_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+S3_KEYS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION",
+)
+VOLUME_AT = "/checkpoints"
 
 
-def make_pipeline(with_scratch_control: bool = False, local: bool = False, build: str = "") -> Any:
+class Cluster(NamedTuple):
+    """What is fixed when a pipeline is compiled for a cluster; empty leaves it out."""
+
+    queue: str = ""  # of Kueue
+    priority: str = ""  # of Kueue's WorkloadPriorityClasses
+    volume: str = "graftwork-checkpoints"  # PersistentVolumeClaim for checkpoints, packs and journals: training goes on after a node is lost
+    mlflow_secret: str = "graftwork-mlflow"
+    s3_secret: str = "graftwork-s3"
+
+
+def make_pipeline(
+    with_scratch_control: bool = False, local: bool = False, build: str = "", cluster: Cluster | None = None
+) -> Any:
     """Return the pipeline. The control is a matter of the graph, so it is chosen here and not by a parameter.
 
     ``local`` leaves out what only a cluster knows, and lets ``ingest_data`` be cached, since ``source_fingerprint`` tells of any change.
     ``build`` is a digest of the code: it reaches the key of the local cache, which would not notice an edited library.
     """
+    on = cluster or Cluster()
 
     class Outputs(NamedTuple):
         dataset: dsl.Dataset
@@ -42,7 +68,7 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
 
     @dsl.pipeline(
         name=NAME,
-        description="Adapts a pretrained network to labelled images, proves the result and registers it in MLflow.",
+        description=DESCRIPTION,
     )
     def image_classification(
         data: str = "fashion-mnist",
@@ -115,6 +141,12 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
         register_as: str = "",
         policy: str = "",
         seed: int = 0,
+        gpu_type: str = "nvidia.com/gpu",
+        gpu_count: str = "",
+        gpu_node_selector: dict = {},  # noqa: B006  KFP copies it into the spec
+        gpu_tolerations: list = [],  # noqa: B006  KFP copies it into the spec
+        training_cpu: str = "2",
+        training_memory: str = "8Gi",
     ) -> Outputs:
         ingest = ingest_data(
             data=data,
@@ -203,7 +235,7 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
             "seed": seed,
         }
         tuned = fine_tune(**training, strategy=strategy, learning_rate=learning_rate, rate_test=rate_test, lp_ft=lp_ft)
-        tasks = {"light": [ingest, validate], "heavy": [features, baseline, tuned]}
+        with_gpu, heavy, light = [features, tuned], [baseline], [ingest, validate]
         models = {"baseline": baseline.outputs["model"], "fine_tuned": tuned.outputs["model"]}
         if with_scratch_control:
             # Random layers need another rate than pretrained ones: the control takes its own.
@@ -213,7 +245,7 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
                     tuned
                 )  # here tasks run one after the other anyhow, and so in an order that can be followed
             models["scratch"] = control.outputs["model"]
-            tasks["heavy"].append(control)
+            with_gpu.append(control)
         evaluation = evaluate_model(
             **packed,
             **models,
@@ -234,20 +266,32 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
             register_as=register_as,
             policy=policy,
         )
-        tasks["heavy"] += [evaluation, registration]
-        for kind, members in tasks.items():
-            for task in members:
-                if local:
-                    task.set_env_variable("GRAFTWORK_BUILD", build)
-                else:
-                    on_cluster(task, *(LIGHT if kind == "light" else HEAVY))
+        with_gpu.append(evaluation)
+        heavy.append(registration)
+        for task in (*light, *heavy, *with_gpu):
+            if local:
+                task.set_env_variable("GRAFTWORK_BUILD", build)
+                continue
+            on_cluster(task, on, LIGHT_HOURS if task in light else HEAVY_HOURS)
+            if task in light:
+                task.set_cpu_request(LIGHT_CPU).set_memory_request(LIGHT_MEMORY).set_memory_limit(LIGHT_LIMIT)
+            else:
+                task.set_cpu_request(training_cpu)
+                task.set_memory_request(training_memory).set_memory_limit(training_memory)
+            if task in with_gpu:
+                # An empty count, selector and list of tolerations leave nothing in the pod: the same file runs on the CPU.
+                task.set_accelerator_type(gpu_type).set_accelerator_limit(gpu_count)
+                kubernetes.add_node_selector_json(task, gpu_node_selector)
+                kubernetes.add_toleration_json(task, gpu_tolerations)
+                # The default of 64 MB is too little for threads and processes that share tensors; what is used counts as the step's memory.
+                kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit="2Gi")
         # The champion may have changed since the last run.
         registration.set_caching_options(False)
         if not local:
             # On a cluster, data may have changed behind the same name; and its cache looks at the names of artifacts, not at their
             # contents, so only steps whose parameters tell all (the dataset's digest and the settings) may be reused.
             # Validation looks at the champion, which is no parameter.
-            for task in (ingest, validate, *tasks["heavy"]):
+            for task in (*light, *heavy, *with_gpu):
                 task.set_caching_options(task is features)
         return Outputs(
             dataset=ingest.outputs["dataset"],
@@ -260,15 +304,45 @@ def make_pipeline(with_scratch_control: bool = False, local: bool = False, build
             report=registration.outputs["report"],
         )
 
-    return image_classification
+    return image_classification if local else with_end(image_classification, on)
 
 
-def on_cluster(task: PipelineTask, cpu: str, memory: str, memory_limit: str, hours: int) -> None:
-    """Give a task what a cluster needs to know: resources, retries, a deadline, a user, and how to reach MLflow."""
-    task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory_limit)
+def with_end(steps: Any, on: Cluster) -> Any:
+    """Return the pipeline ``steps`` followed by ``close_run``, which runs whatever became of them.
+
+    The steps stay a pipeline of their own, nested: KFP does not hand the parameters of resources into the group of an exit handler.
+    """
+    signature = inspect.signature(steps.pipeline_func)
+
+    def image_classification(*values: Any) -> None:
+        given = dict(zip(signature.parameters, values, strict=True))
+        end = close_run(data=given["data"], backbone=given["backbone"])
+        on_cluster(end, on, LIGHT_HOURS)
+        end.set_cpu_request("100m").set_memory_request("512Mi").set_memory_limit("1Gi").set_caching_options(False)
+        with dsl.ExitHandler(end, name="steps-and-end"):
+            steps(**given)
+
+    image_classification.__signature__ = signature.replace(return_annotation=inspect.Signature.empty)  # type: ignore[attr-defined]
+    return dsl.pipeline(name=NAME, description=DESCRIPTION)(image_classification)
+
+
+def on_cluster(task: PipelineTask, on: Cluster, hours: int) -> None:
+    """Give a task what a cluster needs to know: retries, a deadline, a user, its queue, its volume, and how to reach MLflow and S3."""
     task.set_retry(2, backoff_duration="30s", backoff_factor=2, backoff_max_duration="300s")
     kubernetes.set_timeout(task, hours * 3600)
     kubernetes.set_security_context(task, run_as_user=1000, run_as_group=1000, run_as_non_root=True)
-    # All steps of one pipeline run find each other by its id; the secret is optional, without it nothing is tracked.
+    # All steps of one pipeline run find each other by its id; the secrets are optional, without them nothing is tracked and no bucket is read.
     kubernetes.use_field_path_as_env(task, "GRAFTWORK_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
-    kubernetes.use_secret_as_env(task, MLFLOW_SECRET, {key: key for key in MLFLOW_KEYS}, optional=True)
+    for secret, keys in ((on.mlflow_secret, MLFLOW_KEYS), (on.s3_secret, S3_KEYS)):
+        if secret:
+            kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
+    task.set_env_variable("GRAFTWORK_IMAGE", IMAGE)
+    if on.volume:
+        kubernetes.mount_pvc(task, pvc_name=on.volume, mount_path=VOLUME_AT)
+        places = {CHECKPOINTS: "jobs", STORE: "packs", KEPT_JOURNALS: "journals"}
+        for name, folder in places.items():
+            task.set_env_variable(name, f"{VOLUME_AT}/{folder}")
+    if on.queue:
+        kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", on.queue)
+    if on.priority:
+        kubernetes.add_pod_label(task, "kueue.x-k8s.io/priority-class", on.priority)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from graftwork import settings as s
+from graftwork.components.close_run import close_run
 from graftwork.components.evaluate_model import evaluate_model
 from graftwork.components.extract_features import extract_features
 from graftwork.components.fine_tune import fine_tune
@@ -71,7 +72,19 @@ def test_pipeline_has_every_setting_with_its_default() -> None:
     for _, model in COMPONENTS.values():
         for name, value in defaults(model).items():
             assert expected.setdefault(name, value) == value, f"{name} has two defaults"
-    assert parameters(make_pipeline()) == expected
+    placement = {"gpu_type", "gpu_count", "gpu_node_selector", "gpu_tolerations", "training_cpu", "training_memory"}
+    for pipeline in (make_pipeline(), make_pipeline(local=True)):
+        found = parameters(pipeline)
+        assert {name: value for name, value in found.items() if name not in placement} == expected
+        assert placement < set(found)
+
+
+def test_the_last_step_passes_every_parameter_on() -> None:
+    """The end of a run that does not learn how the steps ended closes it as something that it was not."""
+    source = inspect.getsource(close_run.python_func)
+    assert "status.state" in source and "status.error_message" in source
+    assert all(f"{name}={name}" in source for name in ("data", "backbone"))
+    assert close_run.component_spec.description
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
