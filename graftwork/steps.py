@@ -268,6 +268,7 @@ def final_report(data: Any, evaluation: Path, models: dict[str, Path], outcome: 
 
 
 _interrupted = threading.Event()
+LAST_WAIT = 60.0  # seconds that a cluster's step waits, when it is done, for an MLflow that is away
 # KFP's final states, "SUCCEEDED" in local runs and "COMPLETE" on a cluster, as MLflow's.
 CLOSED = {
     "SUCCEEDED": "FINISHED",
@@ -316,7 +317,7 @@ def step(name: str) -> Iterator[Journal]:
     finally:
         journal.write("end", status=status)
         if follower:
-            follower.close()
+            follower.close(LAST_WAIT)
             if not follower.unsent and not follower.error:
                 journal.forget()
 
