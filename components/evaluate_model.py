@@ -19,6 +19,10 @@ def evaluate_model(
     scratch: Optional[dsl.Input[dsl.Model]] = None,
     embeddings: Optional[dsl.Input[dsl.Artifact]] = None,
     dataset_digest: str = "",
+    embeddings_digest: str = "",
+    baseline_digest: str = "",
+    fine_tuned_digest: str = "",
+    scratch_digest: str = "",
     confidence: float = 0.95,
     resamples: int = 2000,
     metric: str = "accuracy",
@@ -40,6 +44,10 @@ def evaluate_model(
         scratch: The control, trained from random weights.
         embeddings: The frozen features, by which the labels of train and validation are doubted.
         dataset_digest: Digest that the dataset must have.
+        embeddings_digest: Digest that the embeddings must have.
+        baseline_digest: Digest that the baseline's weights must have.
+        fine_tuned_digest: Digest that the fine-tuned weights must have.
+        scratch_digest: Digest that the control's weights must have.
         confidence: Of the bootstrap intervals.
         resamples: Of the bootstrap.
         metric: accuracy, macro_f1, auroc or loss, on validation.
@@ -51,6 +59,7 @@ def evaluate_model(
     from graftwork import steps
 
     models = {"baseline": baseline.path, "fine_tuned": fine_tuned.path, "scratch": scratch.path if scratch else ""}
+    digests = {"baseline": baseline_digest, "fine_tuned": fine_tuned_digest, "scratch": scratch_digest}
     found = steps.evaluate_model(
         dataset.path,
         dataset_digest,
@@ -58,6 +67,8 @@ def evaluate_model(
         evaluation.path,
         report.path,
         metrics.path,
+        digests=digests,
+        embeddings_digest=embeddings_digest,
         embeddings=embeddings.path if embeddings else "",
         confidence=confidence,
         resamples=resamples,

@@ -30,8 +30,8 @@ def extract_features(
     shift: float = 0.05,
     memory_share: float = 0.3,
     seed: int = 0,
-):
-    """Runs the pretrained backbone, frozen, over the training and validation images.
+) -> str:
+    """Runs the pretrained backbone, frozen, over the training and validation images; returns a digest of what it made.
 
     Args:
         dataset: The packed examples.
@@ -60,7 +60,7 @@ def extract_features(
     """
     from graftwork import steps
 
-    steps.extract_features(
+    return steps.extract_features(
         dataset.path,
         dataset_digest,
         embeddings.path,

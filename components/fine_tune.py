@@ -12,6 +12,7 @@ def fine_tune(
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     dataset_digest: str = "",
+    baseline_digest: str = "",
     memory_format: str = "auto",
     precision: str = "auto",
     engine: str = "auto",
@@ -45,8 +46,8 @@ def fine_tune(
     memory_share: float = 0.3,
     checkpoint_seconds: float = 30.0,
     seed: int = 0,
-):
-    """Fine-tunes from the baseline's head, or trains from scratch as a control; keeps the best epoch.
+) -> str:
+    """Fine-tunes from the baseline's head, or trains from scratch as a control; keeps the best epoch; returns the weights' digest.
 
     Args:
         dataset: The packed examples.
@@ -54,6 +55,7 @@ def fine_tune(
         model: The weights of the best epoch.
         metrics: Its validation accuracy.
         dataset_digest: Digest that the dataset must have.
+        baseline_digest: Digest that the baseline's weights must have.
         memory_format: auto, channels_last or contiguous.
         precision: auto, fp32, bf16 or fp16.
         engine: auto, eager, traced or compiled.
@@ -96,6 +98,7 @@ def fine_tune(
         baseline.path,
         model.path,
         metrics.path,
+        baseline_digest,
         memory_format=memory_format,
         precision=precision,
         engine=engine,
@@ -131,3 +134,4 @@ def fine_tune(
         seed=seed,
     )
     metrics.metadata.update(found)
+    return steps.model_digest(model.path)

@@ -5,6 +5,7 @@ A step that fails prints one line, leaves nothing that looks finished, and exits
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -78,8 +79,8 @@ def validate_data(dataset: str, dataset_digest: str, report: str, metrics: str, 
         return counts
 
 
-def extract_features(dataset: str, dataset_digest: str, embeddings: str, **settings: Any) -> None:
-    """Run the pretrained backbone over train and validation; write the Embeddings artifact."""
+def extract_features(dataset: str, dataset_digest: str, embeddings: str, **settings: Any) -> str:
+    """Run the pretrained backbone over train and validation; write the Embeddings artifact and return its digest."""
     with step("extract_features") as journal:
         chosen = s.parse(s.FeatureSettings, settings)
         from graftwork.features import extract_features as extract
@@ -97,9 +98,10 @@ def extract_features(dataset: str, dataset_digest: str, embeddings: str, **setti
             }
         )
         journal.tags({"graftwork.backbone": info["backbone"]})
+        return digest_of_embeddings(embeddings)
 
 
-def train_baseline(embeddings: str, model: str, metrics: str) -> dict[str, float]:
+def train_baseline(embeddings: str, model: str, metrics: str, digest: str = "") -> dict[str, float]:
     """Fit the linear probe on the Embeddings artifact; write a Model artifact."""
     with step("train_baseline") as journal:
         import sklearn.linear_model  # noqa: F401  imported here, before the work is timed
@@ -107,6 +109,7 @@ def train_baseline(embeddings: str, model: str, metrics: str) -> dict[str, float
         from graftwork.baseline import train_baseline as train
 
         journal.write("working")
+        _check("the embeddings", digest_of_embeddings(embeddings), digest)
         info = train(Path(embeddings), Path(model))
         for n, point in enumerate(info["history"]):
             journal.metrics(
@@ -117,7 +120,13 @@ def train_baseline(embeddings: str, model: str, metrics: str) -> dict[str, float
 
 
 def fine_tune(
-    dataset: str, dataset_digest: str, baseline: str, model: str, metrics: str, **settings: Any
+    dataset: str,
+    dataset_digest: str,
+    baseline: str,
+    model: str,
+    metrics: str,
+    baseline_digest: str = "",
+    **settings: Any,
 ) -> dict[str, float]:
     """Fine-tune from the baseline, or train from scratch as a control; write a Model artifact."""
     with step("train_scratch" if settings.get("strategy") == "scratch" else "fine_tune") as journal:
@@ -126,6 +135,7 @@ def fine_tune(
 
         journal.write("working")
         data = _open(dataset, dataset_digest, journal)
+        _check("the baseline", model_digest(baseline), baseline_digest)
         info = train(
             data,
             Path(baseline),
@@ -149,6 +159,8 @@ def evaluate_model(
     report: str,
     metrics: str,
     embeddings: str = "",
+    digests: dict[str, str] | None = None,
+    embeddings_digest: str = "",
     **settings: Any,
 ) -> dict[str, Any]:
     """Evaluate every Model artifact in ``models`` on the test split and choose one; write the evaluation and its page."""
@@ -158,6 +170,11 @@ def evaluate_model(
 
         journal.write("working")
         data = _open(dataset, dataset_digest, journal)
+        for name, model in models.items():
+            if model:
+                _check(f"the model {name}", model_digest(model), (digests or {}).get(name, ""))
+        if embeddings:
+            _check("the embeddings", digest_of_embeddings(embeddings), embeddings_digest)
         result = evaluate(
             data,
             {name: Path(path) for name, path in models.items() if path},
@@ -180,6 +197,28 @@ def evaluate_model(
         write_json(Path(metrics), found)
         best = result["candidates"][result["chosen"]]["test"]
         return {"metrics": found, "labels": result["classes"], "confusion": best["confusion"], "roc": best["roc"]}
+
+
+def model_digest(model: str) -> str:
+    """Return the SHA-256 of a Model artifact's weights.
+
+    Steps hand digests on as parameters: a cluster's cache knows artifacts by name, and parameters by value.
+    """
+    from graftwork.model import read_info
+
+    return str(read_info(model)["sha256"])
+
+
+def digest_of_embeddings(embeddings: str) -> str:
+    """Return a digest of what made an Embeddings artifact: the dataset, the settings, the weights, and how it went."""
+    return hashlib.sha256((Path(embeddings) / "embeddings.json").read_bytes()).hexdigest()
+
+
+def _check(what: str, found: str, wanted: str) -> None:
+    if wanted and found != wanted:
+        raise UserError(
+            f"{what}: has the digest {found[:12]}, not {wanted[:12]}; it is of another run, run again without the cache"
+        )
 
 
 def test_metrics(score: dict[str, Any]) -> dict[str, float]:

@@ -200,10 +200,13 @@ def make_pipeline(
             memory_share=memory_share,
             seed=seed,
         ).after(validate)
-        baseline = train_baseline(embeddings=features.outputs["embeddings"])
+        baseline = train_baseline(
+            embeddings=features.outputs["embeddings"], embeddings_digest=features.outputs["Output"]
+        )
         training = {
             **packed,
             "baseline": baseline.outputs["model"],
+            "baseline_digest": baseline.outputs["Output"],
             "memory_format": memory_format,
             "precision": precision,
             "engine": engine,
@@ -237,6 +240,7 @@ def make_pipeline(
         tuned = fine_tune(**training, strategy=strategy, learning_rate=learning_rate, rate_test=rate_test, lp_ft=lp_ft)
         with_gpu, heavy, light = [features, tuned], [baseline], [ingest, validate]
         models = {"baseline": baseline.outputs["model"], "fine_tuned": tuned.outputs["model"]}
+        digests = {"baseline_digest": baseline.outputs["Output"], "fine_tuned_digest": tuned.outputs["Output"]}
         if with_scratch_control:
             # Random layers need another rate than pretrained ones: the control takes its own.
             control = fine_tune(**training, strategy="scratch").set_display_name("train-scratch")
@@ -245,11 +249,14 @@ def make_pipeline(
                     tuned
                 )  # here tasks run one after the other anyhow, and so in an order that can be followed
             models["scratch"] = control.outputs["model"]
+            digests["scratch_digest"] = control.outputs["Output"]
             with_gpu.append(control)
         evaluation = evaluate_model(
             **packed,
             **models,
+            **digests,
             embeddings=features.outputs["embeddings"],
+            embeddings_digest=features.outputs["Output"],
             confidence=confidence,
             resamples=resamples,
             metric=metric,
@@ -288,11 +295,11 @@ def make_pipeline(
         # The champion may have changed since the last run.
         registration.set_caching_options(False)
         if not local:
-            # On a cluster, data may have changed behind the same name; and its cache looks at the names of artifacts, not at their
-            # contents, so only steps whose parameters tell all (the dataset's digest and the settings) may be reused.
-            # Validation looks at the champion, which is no parameter.
+            # On a cluster, data may have changed behind the same name, and validation and registration look at the champion, which is
+            # no parameter. The others may be reused: KFP's cache looks at the image, at parameters, and at artifacts by their names
+            # alone, not at what is in them; so each step hands the digest of what it made on to the next as a parameter.
             for task in (*light, *heavy, *with_gpu):
-                task.set_caching_options(task is features)
+                task.set_caching_options(task not in (ingest, validate, registration))
         return Outputs(
             dataset=ingest.outputs["dataset"],
             validation=validate.outputs["report"],

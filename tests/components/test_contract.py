@@ -28,10 +28,10 @@ COMPONENTS: dict[str, tuple[Any, type[s.Settings] | None]] = {
 
 
 def parameters(component: Any) -> dict[str, Any]:
-    """Return {name: default} of a component's parameters; artifacts and the dataset's digest are no settings."""
+    """Return {name: default} of a component's parameters; artifacts and their digests are no settings."""
     found = {}
     for name, spec in (component.component_spec.inputs or {}).items():
-        if not spec.type.startswith("system.") and name != "dataset_digest":
+        if not spec.type.startswith("system.") and not name.endswith("_digest"):
             found[name] = spec.default
     return found
 
