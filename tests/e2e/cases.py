@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import kfp_server
 import numpy as np
 import psutil
 from PIL import Image
@@ -109,6 +110,11 @@ class World:
         self.broken = paint_broken(root / "plain")
         return root
 
+    @cached_property
+    def kfp(self) -> kfp_server.Server:
+        """A Kubeflow Pipelines server with a login."""
+        return self.stack.enter_context(kfp_server.serve(token="right"))
+
     @property
     def network(self) -> list[str]:
         return ["--backbone", TINY, "--weights", str(self.weights), "--image-size", "32", "--epochs", "1"]
@@ -147,7 +153,11 @@ class World:
         return str(json.loads((self.good_folder / "summary.json").read_text(encoding="utf-8"))["registered"]["name"])
 
     def environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "GRAFTWORK_", "COVERAGE_"))}
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("MLFLOW_", "GRAFTWORK_", "KFP_", "KF_", "COVERAGE_"))
+        }
         return {**kept, "XDG_CACHE_HOME": str(self.root / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 
     def command(self, *args: str, prefix: tuple[str, ...] = (), timeout: float = 120) -> Result:
@@ -374,6 +384,31 @@ def again(*more: str | Callable[[World], str]) -> Callable[[World], list[str]]:
 
 def predict(model: Callable[[World], object], *inputs: Callable[[World], object]) -> Callable[[World], list[str]]:
     return lambda w: ["predict", str(model(w)), *(str(one(w)) for one in inputs), "--output", str(w.output)]
+
+
+def on_cluster(*words: str | Callable[[World], str], token: str = "right") -> Callable[[World], list[str]]:
+    """A command for the world's KFP server, with a token in a file."""
+
+    def args(w: World) -> list[str]:
+        file = w.path(f"token-{token}", token)
+        typed = [word(w) if callable(word) else word for word in words]
+        return [*typed, "--host", w.kfp.host, "--token-file", str(file)]
+
+    return args
+
+
+def submit(*more: str | Callable[[World], str]) -> Callable[[World], list[str]]:
+    return on_cluster("submit", "--data", "s3://bucket/photos", *more)
+
+
+def schedule(*more: str) -> Callable[[World], list[str]]:
+    return on_cluster("schedule", "create", "sundays", "--data", "s3://bucket/photos", "--cron", *more)
+
+
+def nobody_listens(w: World) -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 def good_image(w: World) -> Path:
@@ -652,6 +687,96 @@ SERVICE = (
     ),
 )
 
+CLUSTER = (
+    Case(
+        "submit to a host where nothing listens",
+        lambda w: ["submit", "--data", "digits", "--host", nobody_listens(w)],
+        ("cannot be reached: nothing listens there", "give the address", "kubectl port-forward"),
+    ),
+    Case(
+        "submit without a host",
+        lambda w: ["submit", "--data", "digits"],
+        ("--host: is not given", "GRAFTWORK_KFP_HOST"),
+    ),
+    Case(
+        "submit with a wrong token",
+        on_cluster("submit", "--data", "digits", token="wrong"),
+        ("the login is not taken (401)", "--token-file", "KFP_TOKEN"),
+    ),
+    Case(
+        "submit with a token file that is missing",
+        lambda w: ["submit", "--data", "digits", "--host", w.kfp.host, "--token-file", "gone"],
+        ("token file gone", "cannot be read", "give the file"),
+    ),
+    Case(
+        "submit a folder of this machine",
+        on_cluster("submit", "--data", lambda w: str(w.plain)),
+        ("sound", "lies on this machine, and a cluster cannot see it", "s3://bucket/prefix"),
+    ),
+    Case(
+        "submit with a setting that there is not",
+        submit("--set", "batchsize=3"),
+        ("no such setting", "did you mean batch_size"),
+    ),
+    Case(
+        "submit with a backbone that timm does not know",
+        submit("--backbone", "resnet5O"),
+        ("no such network", "'resnet5O'", "did you mean"),
+    ),
+    Case(
+        "submit with a file of settings that is none",
+        submit("--params", lambda w: str(w.path("list.yaml", "- epochs"))),
+        ("list.yaml", "holds no settings", "NAME: VALUE"),
+    ),
+    Case(
+        "submit with a policy over KFP's size",
+        submit("--policy", lambda w: str(w.path("long.yaml", "floor: 0.8\n#" + "x" * 10_000))),
+        ("setting policy", "KFP takes 10,000", "shorten it"),
+    ),
+    Case(
+        "submit to a pool of GPUs that there is not",
+        submit("--gpu-pool", "gcp"),
+        ("gpu pool 'gcp'", "there is none of this name", "gke"),
+    ),
+    Case(
+        "status of a run that there is not",
+        on_cluster("status", "nobody"),
+        ("'nobody'", "there is none", "graftwork status"),
+    ),
+    Case(
+        "logs of a run that there is not",
+        on_cluster("logs", "nobody"),
+        ("'nobody'", "there is none", "graftwork status"),
+    ),
+    Case(
+        "cancel a run that there is not",
+        on_cluster("cancel", "nobody"),
+        ("'nobody'", "there is none", "graftwork status"),
+    ),
+    Case(
+        "schedule on 30 February",
+        schedule("0 3 30 2 *"),
+        ("'0 3 30 2 *'", "never fires", "change the day or the month"),
+    ),
+    Case("schedule with a weekday 7", schedule("0 3 * * 7"), ("'7' is no weekday", "Sunday is 0")),
+    Case("schedule with words", schedule("every sunday"), ("has 2 fields", "write MINUTE HOUR DAY MONTH WEEKDAY")),
+    Case(
+        "schedule in a time zone that KFP cannot keep",
+        schedule("0 3 * * 0", "--timezone", "Europe/Berlin"),
+        ("Europe/Berlin", "KFP keeps its schedules in UTC", "--cluster-timezone"),
+    ),
+    Case(
+        "schedule in a time zone that there is not",
+        schedule("0 3 * * 0", "--timezone", "Europe/Berln"),
+        ("'Europe/Berln'", "there is none of this name", "did you mean Europe/Berlin"),
+    ),
+    Case(
+        "delete a schedule that there is not",
+        on_cluster("schedule", "delete", "nobody"),
+        ("'nobody'", "there is none of this name", "graftwork schedule list"),
+    ),
+)
+
 FAILED = (
     Case(
         "more broken images than the share",
@@ -696,7 +821,7 @@ FAILED = (
     ),
 )  # fmt: skip
 
-CASES = (*DATA, *OPTIONS, *PREDICT, *SERVICE, *FAILED)
+CASES = (*DATA, *OPTIONS, *PREDICT, *SERVICE, *CLUSTER, *FAILED)
 
 
 def try_case(w: World, case: Case) -> Tried:
