@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install run test test-unit lint ui clean
+.PHONY: help install run test test-unit lint ui kind-up kind-test kind-down clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,13 +28,23 @@ test: $(STAMP) ## every test, whole runs included
 test-unit: $(STAMP) ## the fast tests alone
 	$(BIN)/python -m pytest -m "not e2e"
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy, and what a cluster gets: manifests, scripts, Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python infra/check.py
 
 ui: $(STAMP) ## MLflow's pages on the runs made here
 	$(BIN)/graftwork ui
+
+kind-up: $(STAMP) ## a cluster on this machine (Docker and kind), with KFP, MLflow and a node that looks like a GPU pool
+	infra/kind/kind.sh up
+
+kind-test: $(STAMP) ## try everything on the cluster of KUBECONFIG: components as pods, the pipeline, a pod deleted in mid-training
+	infra/test-cluster.sh
+
+kind-down: ## remove that cluster again
+	infra/kind/kind.sh down
 
 clean: ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

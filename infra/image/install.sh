@@ -1,0 +1,66 @@
+#!/bin/sh
+# What the Dockerfile's builder runs: install.sh requirements | dependencies TORCH_INDEX | package. /layers/NAME then holds what the runtime copies as
+# a layer of its own: torch (large, seldom new), dependencies, package (small, often new).
+set -eu
+
+VENV=/opt/graftwork
+SITE=$VENV/lib/python$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages
+# What is there for torch alone: its wheels, what only they ask for, and the compiler and NVIDIA's libraries of its CUDA build.
+TORCHS="torch torch-* torchgen functorch torchvision torchvision-* torchvision.libs sympy sympy-* mpmath mpmath-* networkx networkx-*
+  triton triton-* nvidia nvidia_* cuda cuda_*"
+
+pip() { /opt/pip/bin/pip --python "$VENV/bin/python" "$@"; }
+
+# What pyproject.toml asks for, in a file of its own: what is built of it stays while other lines there change.
+requirements() {
+  python3 - >requirements.txt <<'END'
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+print("\n".join(project["dependencies"] + project["optional-dependencies"]["weights"]))
+END
+}
+
+# dependencies TORCH_INDEX
+dependencies() {
+  # --no-deps, since PyTorch's own indexes have not all the rest. torch==2.14.1 there is 2.14.1+cpu, with which what follows is content.
+  pip install --no-compile --no-deps --index-url "$1" --constraint constraints.txt torch torchvision
+  # Without the package itself: these layers stay the same while the code changes.
+  pip install --no-compile --constraint constraints.txt --requirement requirements.txt
+  pip check
+  "$VENV/bin/python" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
+  mkdir -p "/layers/torch$SITE" /layers/dependencies/opt
+  for name in $TORCHS; do
+    for path in "$SITE"/$name; do
+      [ ! -e "$path" ] || mv "$path" "/layers/torch$SITE/"
+    done
+  done
+  trim "$SITE"
+  mv "$VENV" /layers/dependencies/opt/
+}
+
+# What no step reads: 0.4 of 1.1 GB. torch and its libraries are left as they are.
+trim() (
+  cd "$1"
+  find . -depth -type d \( -name tests -o -name __pycache__ \) -exec rm -rf {} +
+  find . -type f \( -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' \) -delete
+  rm -rf mlflow/server/js                           # the pages of MLflow's server, which has an image of its own
+  rm -f pyarrow/*flight*                            # pyarrow's network protocol
+  for service in botocore/data/*/; do               # of AWS, S3 and what gives its credentials
+    case $(basename "$service") in s3 | sts | sso | sso-oidc | signin) ;; *) rm -r "$service" ;; esac
+  done
+  # Symbols for debuggers. What auditwheel has put into *.libs is left: its tables are laid so that strip breaks them.
+  find . -name '*.so*' -type f ! -path './*.libs/*' -exec strip --strip-unneeded {} +
+)
+
+package() {
+  pip install --no-compile --no-deps .
+  mkdir -p /layers/package/opt
+  mv "$VENV" /layers/package/opt/
+}
+
+case $1 in
+  requirements) requirements ;;
+  dependencies) dependencies "$2" ;;
+  package) package ;;
+esac
