@@ -17,8 +17,11 @@ from rich.table import Table
 from graftwork.errors import UserError, one_line
 from graftwork.pipelines.prediction import EXPORT_EXAMPLES, PREDICT_EXAMPLES, export, predict
 from graftwork.pipelines.registry import history, promote, rollback
+from graftwork.pipelines.schedule import schedule_app
 from graftwork.pipelines.service import serve
+from graftwork.pipelines.submit import SUBMIT_EXAMPLES, submit
 from graftwork.pipelines.terminal import WIDTH, Output, console, errors, fail, mlflow_at
+from graftwork.pipelines.watching import STATUS_EXAMPLES, cancel, logs, status
 from graftwork.settings import (
     DEFAULT_BACKBONE,
     EvaluateSettings,
@@ -62,6 +65,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(schedule_app, name="schedule")
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; see 'graftwork settings'."),
@@ -74,6 +78,11 @@ SuiteFile = Annotated[
 class HowToPreprocess(StrEnum):
     fixed = "fixed"
     auto = "auto"
+
+
+class HowToRun(StrEnum):
+    process = "process"
+    docker = "docker"
 
 
 class Strategy(StrEnum):
@@ -127,11 +136,24 @@ def run(
     ] = False,
     suite: SuiteFile = None,
     policy: Annotated[Path | None, typer.Option(help="YAML file that says who becomes champion.")] = None,
+    runner: Annotated[
+        HowToRun, typer.Option(help="docker: each step in a container of its own, of the image that a cluster runs.")
+    ] = HowToRun.process,
+    image: Annotated[str, typer.Option(help="With --runner docker: the image. Default: this version's.")] = "",
     set_: Assignments = None,
     output: Output = Path("runs"),
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show KFP's and the steps' own output.")] = False,
 ) -> None:
-    """Run the whole pipeline on this machine, each step in a process of its own."""
+    """Run the whole pipeline on this machine, each step in a process or a container of its own."""
+    engine = None
+    if runner is HowToRun.docker:
+        from graftwork.pipelines.docker import find_engine, in_containers
+
+        engine = find_engine(image)
+        # For the components, when they are imported, and the tags of the run.
+        os.environ["GRAFTWORK_IMAGE"] = engine.image
+    elif image:
+        raise UserError(f"--image {one_line(image)}: a run in processes has none; add --runner docker")
     options = {
         "data": data,
         "backbone": backbone,
@@ -148,15 +170,19 @@ def run(
         "policy": read_policy(policy),
     }
     parameters = pipeline_parameters(options, set_ or [])
-    name = locate(parameters, output).name
+    source = locate(parameters, output)
+    name = source.name
     find_reference(parameters, name, output)
     find_curve(parameters, output)
     from graftwork.pipelines.local import StepError, run_local
 
+    containers = in_containers(engine, parameters, source, output) if engine else None
+
     console.print(f"[bold]graftwork[/]  {escape(one_line(name))}  {escape(backbone)}", highlight=False)
     try:
         # Bound to the stdout of now: while the pipeline runs, what prints goes to the log.
-        summary = run_local(parameters, output, with_scratch_control, Console(file=sys.stdout, width=WIDTH), verbose)
+        terminal = Console(file=sys.stdout, width=WIDTH)
+        summary = run_local(parameters, output, with_scratch_control, terminal, verbose, containers)
     except StepError as error:
         errors.print(f"[red]graftwork: {escape(str(error))}[/]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
@@ -272,46 +298,44 @@ def settings() -> None:
 
 
 @app.command(
-    epilog="[bold]Example[/]\n\ngraftwork compile --output pipeline.yaml --image registry.example.com/graftwork-python@sha256:..."
+    epilog="[bold]Examples[/]\n\ngraftwork compile --image registry.example.com/graftwork-python@sha256:...\n\n"
+    "graftwork compile --format manifests --output pipeline.yaml && kubectl apply --namespace kubeflow --filename pipeline.yaml"
 )
 def compile(
-    output: Annotated[Path, typer.Option(help="Where the KFP IR YAML goes.")] = Path("pipeline.yaml"),
+    output: Annotated[Path, typer.Option(help="Where the file goes.")] = Path("pipeline.yaml"),
     image: Annotated[str, typer.Option(help="Container image of every step; give it by digest.")] = "",
     with_scratch_control: Annotated[
         bool, typer.Option("--with-scratch-control", help="Train the same network from random weights as well.")
     ] = False,
+    file_format: Annotated[
+        str, typer.Option("--format", help="yaml: KFP's IR. manifests: Pipeline and PipelineVersion resources.")
+    ] = "yaml",
+    queue: Annotated[str, typer.Option(help="Kueue's LocalQueue for the steps' pods.")] = "",
+    priority: Annotated[str, typer.Option(help="Kueue's WorkloadPriorityClass.")] = "",
+    volume: Annotated[
+        str, typer.Option(help="PersistentVolumeClaim for checkpoints, packs and journals; empty for none.")
+    ] = "graftwork-checkpoints",
 ) -> None:
-    """Compile the pipeline to YAML that a Kubeflow cluster runs."""
-    if output.suffix not in (".yaml", ".yml"):
-        raise UserError(f"output {one_line(output)}: KFP wants a .yaml file")
-    if image:
-        os.environ["GRAFTWORK_IMAGE"] = image  # the components read it when they are imported
-    import warnings
+    """Compile the pipeline to what a Kubeflow cluster runs."""
+    from graftwork.pipelines.compiling import compile_pipeline
 
-    warnings.simplefilter("ignore")
-    from kfp import compiler
-
-    from graftwork.pipelines.image_classification import make_pipeline
-
-    partial = output.with_name(f".{output.stem}.partial.yaml")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(make_pipeline(with_scratch_control), str(partial))
-        partial.replace(output)
-    except OSError as error:
-        raise UserError(
-            f"output {one_line(output)}: cannot be written ({error.strerror}); give another with --output"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-    console.print(
-        f"{escape(one_line(output))}: upload it in the KFP UI, or with kfp pipeline create",
-        highlight=False,
-        soft_wrap=True,
+    compile_pipeline(output, image, with_scratch_control, file_format, queue, priority, volume)
+    if image and "@sha256:" not in image:
+        errors.print(
+            f"[yellow]graftwork: image {escape(one_line(image))}: a tag may be moved, and cached steps would not notice; give the digest[/]",
+            soft_wrap=True,
+            highlight=False,
+        )
+    how = (
+        "upload it in the KFP UI, or with kfp pipeline create" if file_format == "yaml" else "kubectl apply --filename"
     )
+    console.print(f"{escape(one_line(output))}: {how}", highlight=False, soft_wrap=True)
 
 
+app.command(epilog=SUBMIT_EXAMPLES)(submit)
+app.command(epilog=STATUS_EXAMPLES)(status)
+app.command(epilog="[bold]Example[/]\n\ngraftwork logs flowers-20261126-030000 fine-tune")(logs)
+app.command(epilog="[bold]Example[/]\n\ngraftwork cancel flowers-20261126-030000")(cancel)
 app.command(epilog="[bold]Example[/]\n\ngraftwork promote flowers 3 --reason 'the new camera is in the test set now'")(
     promote
 )

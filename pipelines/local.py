@@ -16,9 +16,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from rich.console import Console
@@ -77,15 +78,29 @@ class StepError(Exception):
     """A step failed; the text names it and says why."""
 
 
+class Runner(NamedTuple):
+    """How the steps of a run are run: as processes here, or as ``pipelines/docker.py`` does."""
+
+    # Of the run's folder: while entered, kfp's runner, and a digest of the code that it runs, which is part of every cache key.
+    running: Callable[[Path], AbstractContextManager[tuple[Any, str]]]
+    stop: Callable[[], None]  # ask the steps at work to stop, and wait until they have
+
+
 def run_local(
-    parameters: dict[str, Any], output: Path, with_scratch_control: bool, console: Console, verbose: bool = False
+    parameters: dict[str, Any],
+    output: Path,
+    with_scratch_control: bool,
+    console: Console,
+    verbose: bool = False,
+    runner: Runner | None = None,
 ) -> dict[str, Any]:
-    """Run the pipeline in ``output``/RUN-ID and return its summary, which is ``summary.json`` too.
+    """Run the pipeline in ``output``/RUN-ID and return its summary, which is ``summary.json`` too. Without ``runner``, steps are processes.
 
     Raises:
         StepError: a step failed. UserError: the output folder cannot be written. KeyboardInterrupt: the user stopped it.
     """
     started = time.time()
+    runner = runner or Runner(in_processes, stop_processes)
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     folder = (output / run_id).resolve()
     journals = folder / "journals"
@@ -113,12 +128,12 @@ def run_local(
     name = f"{Path(str(parameters['data'])).name} {parameters['backbone']}"  # what tells runs apart in MLflow's table
     follower = Follower(journals, uri, output.resolve(), name, tags)
     display = Display(console, journals, steps)
-    with stoppable():
+    with stoppable(runner.stop):
         follower.start()
         display.start()
         try:
             with quiet(folder / "log.txt", verbose):
-                outputs = run_pipeline(parameters, folder, output, with_scratch_control)
+                outputs = run_pipeline(parameters, folder, output, with_scratch_control, runner)
         except BaseException as error:
             with uninterrupted():
                 display.close()
@@ -144,28 +159,38 @@ def abandon(follower: Follower, folder: Path, status: str) -> None:
             follower.finish(status)
 
 
-def run_pipeline(parameters: dict[str, Any], folder: Path, output: Path, with_scratch_control: bool) -> dict[str, Path]:
+def run_pipeline(
+    parameters: dict[str, Any], folder: Path, output: Path, with_scratch_control: bool, runner: Runner
+) -> dict[str, Path]:
     """Run the DAG and return where its outputs lie; StepError if a step failed."""
     warnings.simplefilter("ignore")
     from kfp import local
-    from kfp.local import subprocess_task_handler
 
     from graftwork.pipelines.image_classification import make_pipeline
 
-    local.init(
-        local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(folder / "artifacts"),
-        enable_caching=True,
-        cache_root=str((output / ".cache").resolve()),
-    )
-    pipeline = make_pipeline(with_scratch_control, local=True, build=build_digest())
-    with warm_process() as command_for:
-        subprocess_task_handler.replace_python_executable = command_for
+    with runner.running(folder) as (kfps_runner, build):
+        local.init(
+            kfps_runner,
+            pipeline_root=str(folder / "artifacts"),
+            enable_caching=True,
+            cache_root=str((output / ".cache").resolve()),
+        )
         try:
-            ran = pipeline(**parameters)
+            ran = make_pipeline(with_scratch_control, local=True, build=build)(**parameters)
         except RuntimeError as error:
             raise StepError(why(folder / "journals", str(error))) from None
     return {name: Path(artifact.uri) for name, artifact in ran.outputs.items()}
+
+
+@contextlib.contextmanager
+def in_processes(folder: Path) -> Iterator[tuple[Any, str]]:
+    """Have kfp run each step as a process of this machine's Python."""
+    from kfp import local
+    from kfp.local import subprocess_task_handler
+
+    with warm_process() as command_for:
+        subprocess_task_handler.replace_python_executable = command_for
+        yield local.SubprocessRunner(use_venv=False), build_digest()
 
 
 @contextlib.contextmanager
@@ -221,23 +246,28 @@ def why(journals: Path, otherwise: str) -> str:
     return f"a step failed: {one_line(otherwise)} (see log.txt in {journals.parent})"
 
 
+def stop_processes() -> None:
+    """Ask the processes that this one started to stop, and wait; who does not is killed."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.Error):
+            # The shell that kfp starts is left alone: it ends with the Python process it waits for.
+            if child.name() not in ("sh", "bash", "dash"):
+                child.terminate()
+    _, alive = psutil.wait_procs(children, timeout=15)
+    for child in alive:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+
+
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Turn Ctrl-C and ``kill`` into KeyboardInterrupt, after the steps' processes were asked to stop and have stopped."""
+def stoppable(stop_steps: Callable[[], None] = stop_processes) -> Iterator[None]:
+    """Turn Ctrl-C and ``kill`` into KeyboardInterrupt, after the steps were asked to stop and have stopped."""
 
     def stop(signum: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        children = psutil.Process().children(recursive=True)
-        for child in children:
-            with contextlib.suppress(psutil.Error):
-                # The shell that kfp starts is left alone: it ends with the Python process it waits for.
-                if child.name() not in ("sh", "bash", "dash"):
-                    child.terminate()
-        _, alive = psutil.wait_procs(children, timeout=15)
-        for child in alive:
-            with contextlib.suppress(psutil.Error):
-                child.kill()
+        stop_steps()
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -389,7 +419,7 @@ def finish(
     try:
         client = follower.client()
         summary["mlflow"] |= {"experiment_id": follower.experiment_id, "parent_run_id": follower.parent_id}
-        log_parent(client, follower.parent_id, summary, folder)
+        log_parent(client, follower.parent_id, summary, evaluation, decision, folder)
         end_stale_runs(follower)
         follower.finish("FINISHED")
     except Exception as error:  # a server that is away costs the tracking, not the run
@@ -419,26 +449,21 @@ def step_timings(journals: Path, steps: list[str]) -> dict[str, Any]:
     return timings
 
 
-def log_parent(client: Any, run_id: str, summary: dict[str, Any], folder: Path) -> None:
+def log_parent(
+    client: Any,
+    run_id: str,
+    summary: dict[str, Any],
+    evaluation: dict[str, Any],
+    decision: dict[str, Any],
+    folder: Path,
+) -> None:
     """Put on the parent run what runs are compared by: parameters, the chosen candidate's figures, the reports."""
     from mlflow.entities import Metric, Param, RunTag
 
-    from graftwork.report import markdown
+    from graftwork.register import for_the_parent
 
     now = int(time.time() * 1000)
-    best = summary["candidates"][summary["chosen"]]
-    metrics = {
-        "val_accuracy": best["val_accuracy"],
-        **{f"test_{k}": best["test"][k] for k in HEADLINES if best["test"][k] is not None},
-    }
-    for name, candidate in summary["candidates"].items():
-        metrics |= {f"{name}_accuracy": candidate["test"]["accuracy"], f"{name}_seconds": candidate["seconds"]}
-    tags = {
-        "graftwork.dataset_digest": summary["data"]["digest"],
-        "graftwork.chosen": summary["chosen"],
-        "graftwork.promoted": str(summary["decision"]["promoted"]).lower(),
-        "mlflow.note.content": "\n".join(f"- {markdown(reason, 400)}" for reason in summary["decision"]["reasons"]),
-    }
+    metrics, tags = for_the_parent(evaluation, decision)
     client.log_batch(
         run_id,
         [Metric(k, float(v), now, 0) for k, v in metrics.items()],

@@ -5,6 +5,9 @@ Each step is a process of its own, and importing PyTorch, timm or Great Expectat
 over its arguments, environment, folder and standard streams, and ends as the step ends. Where no process answers, it becomes the step itself.
 
 Linux alone: elsewhere, system libraries do not survive a fork. Nothing here computes before a fork, so there are no threads to lose.
+
+In a container, ``python -m graftwork.pipelines.warm stand-by MODULES`` imports, and then becomes the step whose command comes on its standard input: the
+container of the next step is started while this one works.
 """
 
 import gc
@@ -139,6 +142,31 @@ def report_ended(running: dict[int, socket.socket]) -> None:
             del running[process]
 
 
+def stand_by(modules: Sequence[str]) -> dict[str, object]:
+    """Import, wait for a step's command, and fork: returns in the forked process alone, with the request; the other ends as that one ends."""
+    import subprocess
+
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+    for module in modules:
+        with suppress(Exception):  # the step that needs it says what is wrong
+            importlib.import_module(module)
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):  # the run has ended
+        sys.exit()
+    # kfp's script writes the component to a file and calls Python: here it says what it would call Python with.
+    command = [word.replace("python3", "printf '%s\\0'") if n < 3 else word for n, word in enumerate(json.loads(line))]
+    said = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True).stdout
+    gc.freeze()
+    # A process of its own: its age is the step's, not that of the waiting, and it is not the container's first, which is deaf to signals.
+    if (step := os.fork()) == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        environment = os.environ | {"_KFP_RUNTIME": "true"}
+        return {"arguments": said.decode().split("\0")[:-1], "environment": environment, "folder": os.getcwd()}  # noqa: PTH109
+    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(step, number))
+    status = os.waitstatus_to_exitcode(os.waitpid(step, 0)[1])
+    os._exit(status if status >= 0 else 128 - status)
+
+
 def become(request: dict[str, object]) -> NoReturn:
     """Be the Python process that ``request`` asks for."""
     import atexit
@@ -175,6 +203,8 @@ def become(request: dict[str, object]) -> NoReturn:
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         become(serve(sys.argv[2], sys.argv[3:] or MODULES))
+    elif sys.argv[1] == "stand-by":
+        become(stand_by(sys.argv[2:]))
     elif sys.argv[3:4] == ["-m"]:
         ask(sys.argv[2], sys.argv[3:])
     else:
