@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from graftwork.errors import UserError, one_line
-from graftwork.tracking import shown_uri
+from graftwork.tracking import shown_uri, why_not
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 WAITING, PROMOTED, REFUSED = "waiting", "promoted", "refused"
@@ -110,7 +110,7 @@ def find_alias(client: MlflowClient, name: str, alias: str) -> Any:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise UserError(
-            f"model registry: does not answer ({shown_uri(one_line(error, 120))}); check MLFLOW_TRACKING_URI"
+            f"model registry: does not answer ({one_line(why_not(error), 120)}); check MLFLOW_TRACKING_URI"
         ) from None
 
 
@@ -134,7 +134,7 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, ConnectionError) as error:
-        where, why = shown_uri(uri), shown_uri(one_line(error, 160))
+        where, why = shown_uri(uri), one_line(why_not(error), 160)
         raise UserError(
             f"MLflow at {where}: does not answer as it should ({why}); check that it runs, and MLFLOW_TRACKING_URI, and try again"
         ) from None

@@ -286,6 +286,7 @@ class Follower(threading.Thread):
         self._waiting: dict[str, list[Event]] = {}
         self._runs: dict[str, str] = {}
         self._ended: set[str] = set()
+        self._early: list[tuple[str, dict[str, float], int]] = []  # metrics of models whose runs are not there yet
         # What a step's run has: {(metric, step): the last value}.
         self._known: dict[str, dict[tuple[str, int], str]] = defaultdict(dict)
         self._unread: dict[str, set[str]] = defaultdict(set)  # names of metrics that an earlier process left in it
@@ -342,7 +343,7 @@ class Follower(threading.Thread):
         if self.is_alive():
             self.join()  # its last round ends at the deadline, or with the request that it is in
         self._round()
-        while any(self._waiting.values()) and time.monotonic() < self._deadline:
+        while (any(self._waiting.values()) or (self._early and self.error)) and time.monotonic() < self._deadline:
             time.sleep(min(PAUSE, LONGEST_PAUSE))
             self._round()
         if self._disturbed:  # a server may have made, late, the run of a request that was given up
@@ -361,9 +362,11 @@ class Follower(threading.Thread):
                         self._waiting.setdefault(step, []).append(event)
                 self._connect()
                 failures = [self._carry(step) for step, events in list(self._waiting.items()) if events]
+                # A step whose results were reused has a run at the end alone, after the evaluation that tells its figures.
+                self._early = [one for one in self._early if not self._log_elsewhere(*one)]
                 self.error = "".join(failures[:1]) or self.refusal
             except Exception as error:  # MLflow raises its own, requests', SQLAlchemy's and operating system errors
-                self.error = shown_uri(str(error))
+                self.error = why_not(error)
                 self._disturbed = True
 
     def _in_time(self) -> None:
@@ -427,7 +430,8 @@ class Follower(threading.Thread):
                         metrics.append(Metric(name, value, when, event["step"]))
                         told[key] = text
             elif kind == "metrics_of":
-                self._log_elsewhere(event["sha256"], event["values"], when)
+                if not self._log_elsewhere(event["sha256"], event["values"], when):
+                    self._early.append((event["sha256"], event["values"], when))
             elif kind == "parent":
                 self._log_parent(event, when)
             elif kind == "tags":
@@ -468,15 +472,20 @@ class Follower(threading.Thread):
             with contextlib.suppress(FileNotFoundError):
                 self._client.log_artifact(self.parent_id, path)
 
-    def _log_elsewhere(self, sha256: str, values: dict[str, float], when: int) -> None:
-        """Log metrics in the runs of this parent that made the model ``sha256``. Where there is none, the step's own run has to do."""
+    def _log_elsewhere(self, sha256: str, values: dict[str, float], when: int) -> bool:
+        """Log metrics in the runs of this parent that made the model ``sha256``; return whether there is one.
+
+        Where there is none to the end, the step's own run has to do.
+        """
         if not self.parent_id:
-            return
+            return True
         from mlflow.entities import Metric
 
         where = f"tags.`mlflow.parentRunId` = '{self.parent_id}' and tags.`graftwork.model_sha256` = '{sha256}'"
-        for run in self._client.search_runs([self.experiment_id], where):
+        found = self._client.search_runs([self.experiment_id], where)
+        for run in found:
             self._client.log_batch(run.info.run_id, [Metric(name, value, when, 0) for name, value in values.items()])
+        return bool(found)
 
     def _read_history(self, step: str, run_id: str, names: set[str]) -> None:
         """Learn what an earlier process logged of these metrics: a step that goes on from a checkpoint tells again what it told."""
@@ -634,14 +643,26 @@ def experiment_name() -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether MLflow is there and says no: a status 4xx, but for "request timeout" and "too many requests"."""
+    """Whether MLflow is there and says no: a status 4xx, but for those that say nothing of what was sent.
+
+    These are "not authenticated", which another password mends, "request timeout" and "too many requests".
+    """
     from mlflow.exceptions import MlflowException
 
     return (
         isinstance(error, MlflowException)
         and 400 <= error.get_http_status_code() < 500
-        and error.get_http_status_code() not in (408, 429)
+        and error.get_http_status_code() not in (401, 408, 429)
     )
+
+
+def why_not(error: Exception) -> str:
+    """Return in a few words why MLflow did not do what it was asked, without passwords in addresses."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException) and error.get_http_status_code() == 401:
+        return "refuses the user or the password: check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    return shown_uri(str(error))
 
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
