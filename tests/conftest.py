@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -32,6 +33,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does:
 # What was measured on this machine for real runs must neither decide over a test nor be overwritten by one.
 os.environ["GRAFTWORK_CACHE"] = tempfile.mkdtemp(prefix="graftwork-tests-")
 atexit.register(shutil.rmtree, os.environ["GRAFTWORK_CACHE"], ignore_errors=True)
+# Where MLflow keeps the addresses that it was told: they go before the environment.
+MLFLOWS_OWN = {
+    "mlflow.tracking._tracking_service.utils": "_tracking_uri",
+    "mlflow.tracking._model_registry.utils": "_registry_uri",
+}
 TINY = "test_resnet.r160_in1k"  # timm's own network for tests: 0.5 million parameters, BatchNorm, a real head
 
 
@@ -111,9 +117,12 @@ def pillows_bound():
 
 @pytest.fixture(autouse=True)
 def mlflows_address():
-    """What a test tells MLflow is left in the environment, for whatever the next test starts."""
+    """What a test tells MLflow is left in the process and its environment, for whatever the next test asks or starts."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     yield
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if before is not None:
         os.environ["MLFLOW_TRACKING_URI"] = before
+    for module, name in MLFLOWS_OWN.items():
+        if module in sys.modules:
+            setattr(sys.modules[module], name, None)
