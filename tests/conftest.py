@@ -12,6 +12,7 @@ import pytest
 # What a developer has set must not reach the tests, nor their runs the developer's server.
 for _name in (
     "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
     "MLFLOW_RUN_ID",
     "MLFLOW_EXPERIMENT_NAME",
     "GRAFTWORK_JOURNALS",
@@ -118,11 +119,12 @@ def pillows_bound():
 @pytest.fixture(autouse=True)
 def mlflows_address():
     """What a test tells MLflow is left in the process and its environment, for whatever the next test asks or starts."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
+    variables = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     yield
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    if before is not None:
-        os.environ["MLFLOW_TRACKING_URI"] = before
+    for name in variables:
+        os.environ.pop(name, None)
+    os.environ.update(before)
     for module, name in MLFLOWS_OWN.items():
         if module in sys.modules:
             setattr(sys.modules[module], name, None)

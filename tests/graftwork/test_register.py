@@ -32,7 +32,8 @@ def store(tmp_path_factory: pytest.TempPathFactory):
     (folder / "journals").mkdir()
     follower._round()
     yield follower
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        os.environ.pop(name, None)
 
 
 def run_id(store) -> str:
