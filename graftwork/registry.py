@@ -102,6 +102,17 @@ def search(client: MlflowClient, name: str, condition: str = "") -> list[Any]:
             return found
 
 
+class AwayError(UserError):
+    """The registry did not answer, which may pass: the same may be asked again."""
+
+
+def _refusal(error: Exception, message: str) -> UserError:
+    """Return the error to raise: whether to try again depends on whether MLflow says no or says nothing."""
+    says_no = isinstance(error, MlflowException) and 400 <= error.get_http_status_code() < 500
+    passes = not says_no or error.get_http_status_code() in (408, 429)  # type: ignore[attr-defined]
+    return AwayError(message) if passes else UserError(message)
+
+
 def find_alias(client: MlflowClient, name: str, alias: str) -> Any:
     """Return the version with the alias, or None."""
     try:
@@ -109,9 +120,8 @@ def find_alias(client: MlflowClient, name: str, alias: str) -> Any:
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        raise UserError(
-            f"model registry: does not answer ({one_line(why_not(error), 120)}); check MLFLOW_TRACKING_URI"
-        ) from None
+        why = one_line(why_not(error), 120)
+        raise _refusal(error, f"model registry: does not answer ({why}); check MLFLOW_TRACKING_URI") from None
 
 
 def find_champion(client: MlflowClient, name: str) -> Any:
@@ -135,8 +145,9 @@ def answering(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, ConnectionError) as error:
         where, why = shown_uri(uri), one_line(why_not(error), 160)
-        raise UserError(
-            f"MLflow at {where}: does not answer as it should ({why}); check that it runs, and MLFLOW_TRACKING_URI, and try again"
+        raise _refusal(
+            error,
+            f"MLflow at {where}: does not answer as it should ({why}); check that it runs, and MLFLOW_TRACKING_URI, and try again",
         ) from None
 
 

@@ -13,17 +13,20 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from graftwork import settings as s
 from graftwork import tracking
 from graftwork.errors import UserError, one_line
 from graftwork.files import write_json, write_text
 from graftwork.tracking import Journal
+
+T = TypeVar("T")
 
 
 def ingest_data(dataset: str, **settings: Any) -> str:
@@ -249,8 +252,9 @@ def register_model(
         journal.write("working")
         data = _open(dataset, dataset_digest, journal)
         folders = {k: Path(v) for k, v in models.items() if v}
-        result = register(
-            data, Path(evaluation), folders, chosen, journal.run_id, read_validation(validation) if validation else None
+        counts = read_validation(validation) if validation else None
+        result = patiently(
+            lambda: register(data, Path(evaluation), folders, chosen, journal.run_id, counts), journal, REGISTRY_WAIT
         )
         write_text(Path(report), final_report(data, Path(evaluation), folders, result))
         write_json(Path(decision), result)
@@ -262,6 +266,23 @@ def register_model(
             judged = json.loads((Path(evaluation) / "evaluation.json").read_text(encoding="utf-8"))
             journal.parent(*for_the_parent(judged, result), [page])
         return result
+
+
+def patiently(call: Callable[[], T], journal: Journal, seconds: float) -> T:
+    """Call, and where the registry is away call again, for so many seconds: what one try began, the next finishes."""
+    from graftwork.registry import AwayError
+
+    deadline, pause = time.monotonic() + seconds, 1.0
+    while True:
+        try:
+            return call()
+        except AwayError as error:
+            if time.monotonic() + pause > deadline:
+                raise
+            if pause == 1.0:
+                journal.notes([f"{error}; it is tried again for {seconds:.0f} s"])
+        time.sleep(pause)
+        pause = min(2 * pause, 15.0)
 
 
 def close_run(state: str, message: str, data: str, backbone: str) -> None:
@@ -307,6 +328,7 @@ def final_report(data: Any, evaluation: Path, models: dict[str, Path], outcome: 
 
 
 _interrupted = threading.Event()
+REGISTRY_WAIT = 120.0  # seconds for which registration is tried where MLflow is away: hours of training are behind it
 LAST_WAIT = 60.0  # seconds that a cluster's step waits, when it is done, for an MLflow that is away
 # KFP's final states, "SUCCEEDED" in local runs and "COMPLETE" on a cluster, as MLflow's.
 CLOSED = {

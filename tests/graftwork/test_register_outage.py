@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 from mlflow_server import Server
 
+from graftwork import steps
 from graftwork.errors import UserError
 from graftwork.evaluate import evaluate
+from graftwork.registry import AwayError
 from graftwork.settings import EvaluateSettings, RegisterSettings
+from graftwork.tracking import Journal
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,37 @@ def test_a_server_that_is_away_is_one_line_and_the_next_try_registers(
     found = register(dataset, evaluation, baseline, "away", run)
     assert found["registered"] == {"name": "away", "version": 1, "aliases": ["champion"]}
     assert found["decision"]["promoted"] is True
+
+
+def test_a_server_that_comes_back_is_waited_for(
+    server: Server, dataset, evaluation: Path, baseline: Path, tmp_path: Path
+) -> None:
+    """A night's run would fail at its last step, because the registry was being restarted."""
+    client = client_of(server)
+    run = client.create_run(client.create_experiment("back")).info.run_id
+    journal = Journal(tmp_path, "register_model")
+    server.kill()
+    back = threading.Timer(3, server.start)
+    back.start()
+    found = steps.patiently(lambda: register(dataset, evaluation, baseline, "back", run), journal, 120)
+    back.join()
+    assert found["registered"] == {"name": "back", "version": 1, "aliases": ["champion"]}
+    assert (tmp_path / "register_model.jsonl").read_text().count("it is tried again") == 1
+
+
+def test_what_is_refused_is_not_tried_again(tmp_path: Path) -> None:
+    """A wrong policy, or a password, would be told two minutes late."""
+    calls = []
+
+    def refuse() -> None:
+        calls.append(1)
+        raise UserError("policy: is none")
+
+    with pytest.raises(UserError, match="is none"):
+        steps.patiently(refuse, Journal(tmp_path, "register_model"), 120)
+    with pytest.raises(AwayError):
+        steps.patiently(lambda: (_ for _ in ()).throw(AwayError("away")), Journal(tmp_path, "register_model"), 0)
+    assert calls == [1]
 
 
 def try_once(arguments: Any) -> None:
