@@ -296,9 +296,8 @@ def close_run(state: str, message: str, data: str, backbone: str) -> None:
     status = CLOSED.get(state.upper(), "FAILED")
     folder = _kept_journals(run)
     waiting = sorted(path.parent for path in folder.glob("*/*.jsonl")) if folder else []
-    with tempfile.TemporaryDirectory(
-        prefix="graftwork-"
-    ) as nothing:  # the parent is ended where no journal waits as well
+    # An empty folder last: the parent is ended where no journal waits as well.
+    with tempfile.TemporaryDirectory(prefix="graftwork-") as nothing:
         missing = tracking.close_run(uri, run, status, f"{Path(data).name} {backbone}", [*waiting, Path(nothing)])
     if missing:
         kept = f"; journals that wait for it are in {folder}" if waiting else ""

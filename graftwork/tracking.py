@@ -633,7 +633,8 @@ def experiment_id(client: Any, uri: str, output: Path) -> str:
             if not found:
                 raise
     if views.TAG not in found.tags:  # the user's own experiment, or one of an earlier release
-        client.set_experiment_tag(found.experiment_id, views.TAG, tags[views.TAG])
+        with contextlib.suppress(Exception):  # she may log runs there, and not change it: the view is a convenience
+            client.set_experiment_tag(found.experiment_id, views.TAG, tags[views.TAG])
     return str(found.experiment_id)
 
 

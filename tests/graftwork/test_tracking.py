@@ -220,6 +220,25 @@ def test_the_experiment_may_be_another(output: Path, client: Any, tmp_path: Path
     assert TAG in experiment.tags  # the user's own experiment shows the candidates side by side too
 
 
+def test_an_experiment_that_may_not_be_changed_takes_runs(
+    output: Path, client: Any, tmp_path: Path, monkeypatch
+) -> None:
+    """A team's experiment, which she may log to and not change, would take none of her runs for want of a view."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def refuse(*_: Any) -> None:
+        raise MlflowException("Permission denied")
+
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "locked")
+    client.create_experiment("locked")
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
+    follower = follow(output, tmp_path, "run-locked")
+    follower.start()
+    follower.close(20)
+    assert follower.parent_id and not follower.error
+
+
 # ---- what goes wrong -----------------------------------------------------------------------------------------------------------
 
 
