@@ -3,12 +3,14 @@
 import contextlib
 import hashlib
 import os
+import re
 import warnings
 from pathlib import Path
 
 from graftwork.errors import UserError, one_line
 
 FORMATS = ("yaml", "manifests")
+KUBERNETES_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
 
 
 def compile_pipeline(
@@ -28,12 +30,13 @@ def compile_pipeline(
     same file twice changes nothing.
 
     Raises:
-        UserError: not a .yaml file, no such format, or the file cannot be written.
+        UserError: not a .yaml file, no such format, a name that Kubernetes does not take, or the file cannot be written.
     """
     if output.suffix not in (".yaml", ".yml"):
         raise UserError(f"output {one_line(output)}: KFP wants a .yaml file")
     if file_format not in FORMATS:
         raise UserError(f"format '{one_line(file_format)}': there is none of this name; choose yaml or manifests")
+    check_names(image, queue, priority, volume)
     if image:
         os.environ["GRAFTWORK_IMAGE"] = image  # the components read it when they are imported
     warnings.simplefilter("ignore")
@@ -63,3 +66,14 @@ def compile_pipeline(
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def check_names(image: str, queue: str, priority: str, volume: str) -> None:
+    """Raise UserError for a name that Kubernetes would refuse, in every pod of the run."""
+    if re.search(r"\s", image):
+        raise UserError(f"image '{one_line(image)}': is no reference of an image; give REGISTRY/NAME@sha256:...")
+    for what, name in (("queue", queue), ("priority", priority), ("volume", volume)):
+        if name and not KUBERNETES_NAME.fullmatch(name):
+            raise UserError(
+                f"{what} '{one_line(name)}': is no name in Kubernetes; give small letters, digits and hyphens, at most 63"
+            )

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from graftwork.pipelines.cluster import (
     find_named,
     quietly,
 )
+from graftwork.pipelines.compiling import check_names, compile_pipeline
 from graftwork.pipelines.terminal import errors
 from graftwork.pipelines.watching import follow, page_of, report_end, say
 from graftwork.tracking import experiment_name
@@ -48,12 +50,9 @@ SETTINGS = (
     "seed",
     "register_as",
 )
-POOL = (
-    "gpu_type",
-    "gpu_count",
-    "gpu_node_selector",
-    "gpu_tolerations",
-)  # parameters of the pipeline that are no settings
+# Parameters of the pipeline that are no settings: where steps run, and what they may take there.
+POOL = ("gpu_type", "gpu_count", "gpu_node_selector", "gpu_tolerations", "training_cpu", "training_memory")
+QUANTITY = re.compile(r"(?=.*[1-9])\d+(\.\d+)?(m|[kMGTPE]i?|)")
 
 Data = Annotated[
     str | None, typer.Option(help="s3://bucket/prefix, or a named dataset: a cluster cannot see files of this machine.")
@@ -183,6 +182,7 @@ def wanted_run(options: dict[str, Any]) -> Wanted:
             raise UserError(
                 f"setting {name}: has {size:,} bytes, and KFP takes {LIMIT:,} in a parameter; shorten it, or leave out comments"
             )
+    check_names(*(options[name] for name in ("image", "queue", "priority", "volume")))
     names = ("with_scratch_control", "image", "volume", "queue", "priority", "experiment", "run_as")
     return Wanted(parameters, *(options[name] for name in names))
 
@@ -220,7 +220,7 @@ def assignments(settings: dict[str, Any]) -> list[str]:
 
 
 def placements(assigned: list[str]) -> dict[str, Any]:
-    """Return those of ``--set`` that place the GPU steps and are no settings of the library's."""
+    """Return those of ``--set`` that place the steps and are no settings of the library's."""
     from graftwork.pipelines.cli import parse_value
 
     pairs = (text.partition("=") for text in assigned)
@@ -228,7 +228,12 @@ def placements(assigned: list[str]) -> dict[str, Any]:
 
 
 def check_placements(given: dict[str, Any]) -> None:
-    """Hold what places the GPU steps against what Kubernetes takes; a count is a text, of which the empty one is none."""
+    """Hold what places the steps against what Kubernetes takes; a count is a text, of which the empty one is none."""
+    for name, example in (("training_cpu", "4 or 500m"), ("training_memory", "16Gi")):
+        if name in given:
+            given[name] = str(given[name])
+            if not QUANTITY.fullmatch(given[name]):
+                raise UserError(f"{name} = {one_line(given[name])}: give a quantity of Kubernetes, as {example}")
     texts = {"gpu_type": "a resource, as nvidia.com/gpu", "gpu_count": "a number of GPUs"}
     for name, meaning in texts.items():
         if name in given:
@@ -337,7 +342,6 @@ def packaged(wanted: Wanted) -> Iterator[Package]:
     import yaml
 
     from graftwork import __version__
-    from graftwork.pipelines.compiling import compile_pipeline
 
     with tempfile.TemporaryDirectory(prefix="graftwork-") as folder:
         path = Path(folder) / "pipeline.yaml"

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from graftwork.errors import UserError
+from graftwork.pipelines.compiling import compile_pipeline
+
 GOLDEN = Path(__file__).parent / "golden"
 IMAGE = "registry.example.com/graftwork-python@sha256:" + "0" * 64
 
@@ -162,3 +165,13 @@ def test_no_secret_and_no_path_of_this_machine_is_in_the_file(documents: tuple[d
     text = compiled(tmp_path)
     assert str(Path(__file__).parent.parent.parent) not in text and str(tmp_path) not in text
     assert "GRAFTWORK_BUILD" not in text and "GRAFTWORK_JOURNALS" not in text
+
+
+@pytest.mark.parametrize(
+    "options", [["--queue", "bad label!"], ["--priority", "High"], ["--volume", "my_volume"], ["--image", "a b"]]
+)
+def test_a_name_that_kubernetes_refuses(options: list[str], tmp_path: Path) -> None:
+    """The file would be taken, and every pod of the run refused."""
+    with pytest.raises(UserError, match="is no ") as raised:
+        compile_pipeline(tmp_path / "p.yaml", **{options[0].removeprefix("--"): options[1]})
+    assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
