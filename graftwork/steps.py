@@ -355,25 +355,14 @@ def step(name: str) -> Iterator[Journal]:
         with journal.system_metrics():
             yield journal
         status = "FINISHED"
-    except UserError as error:
-        _fail(journal, str(error))
-    except KeyboardInterrupt:
-        status = "KILLED"
-        _stopped(journal)
-    except MemoryError:
-        _fail(journal, f"{name}: out of memory; use a smaller batch_size or image_size")
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            _crash(journal, name, error)
-        _fail(
-            journal,
-            f"disk full while writing {one_line(error.filename or 'the output folder')}; free some space and run again",
-        )
-    except Exception as error:  # a mistake of ours: the trace goes to the log, one line to the user
-        if _interrupted.is_set():  # a library has made its own error of the interruption
+    except BaseException as error:
+        # A library, or we, may have made another error of the interruption: an import that was cut off, a pipe whose other end was stopped as well.
+        if isinstance(error, KeyboardInterrupt) or _interrupted.is_set():
             status = "KILLED"
             _stopped(journal)
-        _crash(journal, name, error)
+        if isinstance(error, Exception):
+            _failed(journal, name, error)
+        raise
     finally:
         journal.write("end", status=status)
         if follower:
@@ -391,6 +380,17 @@ def _kept_journals(run: str) -> Path | None:
 def _stopped(journal: Journal) -> NoReturn:
     journal.write("error", message="interrupted")
     sys.exit(130)
+
+
+def _failed(journal: Journal, name: str, error: Exception) -> NoReturn:
+    if isinstance(error, UserError):
+        _fail(journal, str(error))
+    if isinstance(error, MemoryError):
+        _fail(journal, f"{name}: out of memory; use a smaller batch_size or image_size")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = one_line(error.filename or "the output folder")
+        _fail(journal, f"disk full while writing {where}; free some space and run again")
+    _crash(journal, name, error)  # a mistake of ours: the trace goes to the log, one line to the user
 
 
 def _fail(journal: Journal, message: str) -> NoReturn:
