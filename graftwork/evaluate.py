@@ -17,7 +17,7 @@ from graftwork.calibration import probabilities
 from graftwork.corruptions import robustness
 from graftwork.dataset import Dataset
 from graftwork.errors import UserError, one_line
-from graftwork.execution import Execution, Inference, plan_inference
+from graftwork.execution import Inference, Planned, plan_inference
 from graftwork.files import finished_folder, write_json
 from graftwork.label_errors import crossvalidated, likely_label_errors
 from graftwork.metrics import compare, score
@@ -76,17 +76,21 @@ def evaluate(
     }
     test: SplitImages | None = None
     logits: dict[str, Floats] = {}
+    plans: set[str] = set()
     with finished_folder(folder) as partial:
         for number, (name, path) in enumerate(models.items()):
             model = load_model(path)
             if test is None or test.preprocess != model.preprocess:
                 test = SplitImages(dataset, "test", model.preprocess)
-            execution = how_to_run(model, test, note)
+            planned = how_to_run(model, test)
+            if str(planned) not in plans:  # candidates of one network share it
+                note(f"plan: {planned}")
+            plans.add(str(planned))
             logits[name] = predict_logits(
                 model,
                 test,
                 lambda done, n=number: progress(n * len(rows) + done, len(models) * len(rows)),  # type: ignore[misc]
-                execution,
+                planned.execution,
             )
             result["candidates"][name] = {
                 "test": score(targets, logits[name], dataset.classes, settings, model.temperature),
@@ -142,10 +146,10 @@ def evaluate(
     return result
 
 
-def how_to_run(model: Model, test: SplitImages, note: Callable[[str], None]) -> Execution:
+def how_to_run(model: Model, test: SplitImages) -> Planned:
     """Choose how the network is run: in fp32, since what is reported must be what the model gives in service."""
     few = torch.arange(min(64, len(test)))
-    planned = plan_inference(
+    return plan_inference(
         model.network,
         f"{model.info['backbone']}, {len(model.classes)} logits",
         test[few],
@@ -155,8 +159,6 @@ def how_to_run(model: Model, test: SplitImages, note: Callable[[str], None]) -> 
         ExecutionSettings(),
         ("fp32",),
     )
-    note(f"plan: {planned}")
-    return planned.execution
 
 
 def latency(model: Model, test: SplitImages) -> float:
@@ -268,7 +270,7 @@ def distorted(
         [test[torch.from_numpy(part)].numpy() for part in np.array_split(some, len(some) // 256 + 1)]
     )
     note(f"corruptions: {', '.join(kinds)} on {len(some):,} test images")
-    return robustness(model, pixels, targets[some], kinds, how_to_run(model, test, lambda message: None))
+    return robustness(model, pixels, targets[some], kinds, how_to_run(model, test).execution)
 
 
 def labels_saved(path: str) -> dict[str, str] | None:
