@@ -217,6 +217,7 @@ def test_fingerprint_and_versions_follow_the_contents(server: Server) -> None:
 
 def test_a_million_objects_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's bucket of a million images would not fit into the memory of a small pod."""
+    import gc
     import tracemalloc
 
     def listing(*_: object) -> Iterator[list[tuple[str, str]]]:
@@ -231,10 +232,16 @@ def test_a_million_objects_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     tracemalloc.start()
     try:
         source = source_at("s3://bucket/train")
-        each = tracemalloc.get_traced_memory()[0] / len(source)
+        found = len(source)
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0]
+        del source
+        gc.collect()
+        # What goes with the listing is the listing's: other threads of the process, and what is imported at first use, are not.
+        each = (held - tracemalloc.get_traced_memory()[0]) / found
     finally:
         tracemalloc.stop()
-    assert len(source) == 30_000 and each < 330
+    assert found == 30_000 and 100 < each < 330
 
 
 # ---- what a user is told -------------------------------------------------------------------------------------------------------
