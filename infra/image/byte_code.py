@@ -1,4 +1,5 @@
-"""byte_code.py LAYER... OUT: writes into OUT the byte code of what the steps load from the layers. Run by the Dockerfile, with the image's Python.
+"""byte_code.py LAYER... OUT: writes the byte code of what the steps load from the layers: that of the first into OUT/torch, the rest's into OUT/others.
+Run by the Dockerfile, with the image's Python.
 
 Python may not write byte code in the image, and compiling takes a step seconds. That of all modules would be 0.3 GB, so it is made of those that the
 steps load, found by loading them. It is marked as unchecked: in an image, no source is newer.
@@ -31,6 +32,7 @@ for file in loaded:
     layer = next((layer for layer in layers if file.suffix == ".py" and file.is_relative_to(layer)), None)
     if layer:
         final = Path("/", file.relative_to(layer))
-        target = out / Path(cache_from_source(str(final))).relative_to("/")
+        part = "torch" if layer == layers[0] else "others"
+        target = out / part / Path(cache_from_source(str(final))).relative_to("/")
         unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
         py_compile.compile(str(file), str(target), str(final), doraise=True, invalidation_mode=unchecked)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the Dockerfile's builder runs: install.sh requirements | dependencies TORCH_INDEX | package. /layers/NAME then holds what the runtime copies as
+# What the Dockerfile's builder runs: install.sh requirements | dependencies TORCH_INDEX WEIGHTS | package. /layers/NAME then holds what the runtime copies as
 # a layer of its own: torch (large, seldom new), dependencies, package (small, often new).
 set -eu
 
@@ -16,17 +16,17 @@ requirements() {
   python3 - >requirements.txt <<'END'
 import tomllib
 with open("pyproject.toml", "rb") as file:
-    project = tomllib.load(file)["project"]
-print("\n".join(project["dependencies"] + project["optional-dependencies"]["weights"]))
+    print("\n".join(tomllib.load(file)["project"]["dependencies"]))
 END
 }
 
-# dependencies TORCH_INDEX
+# dependencies TORCH_INDEX WEIGHTS
 dependencies() {
   # --no-deps, since PyTorch's own indexes have not all the rest. torch==2.14.1 there is 2.14.1+cpu, with which what follows is content.
   pip install --no-compile --no-deps --index-url "$1" --constraint constraints.txt torch torchvision
   # Without the package itself: these layers stay the same while the code changes.
-  pip install --no-compile --constraint constraints.txt --requirement requirements.txt
+  # shellcheck disable=SC2086  # WEIGHTS are several
+  pip install --no-compile --constraint constraints.txt --requirement requirements.txt $2
   pip check
   "$VENV/bin/python" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
   mkdir -p "/layers/torch$SITE" /layers/dependencies/opt
@@ -46,6 +46,11 @@ trim() (
   find . -type f \( -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' \) -delete
   rm -rf mlflow/server/js                           # the pages of MLflow's server, which has an image of its own
   rm -f pyarrow/*flight*                            # pyarrow's network protocol
+  for library in pyarrow/lib*.so.*.*.*; do          # a wheel has no links: the same library lies there under two names, or three
+    for copy in pyarrow/lib*; do
+      if [ "$copy" != "$library" ] && cmp --silent "$copy" "$library"; then ln -sf "$(basename "$library")" "$copy"; fi
+    done
+  done
   for service in botocore/data/*/; do               # of AWS, S3 and what gives its credentials
     case $(basename "$service") in s3 | sts | sso | sso-oidc | signin) ;; *) rm -r "$service" ;; esac
   done
@@ -61,6 +66,6 @@ package() {
 
 case $1 in
   requirements) requirements ;;
-  dependencies) dependencies "$2" ;;
+  dependencies) dependencies "$2" "$3" ;;
   package) package ;;
 esac
