@@ -43,13 +43,26 @@ dependencies() {
 trim() (
   cd "$1"
   find . -depth -type d \( -name tests -o -name __pycache__ \) -exec rm -rf {} +
-  find . -type f \( -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' \) -delete
+  # Sources of what is compiled, types for checkers, lists of what a wheel was made of.
+  find . -type f \( -name '*.c' -o -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.pyx' -o -name '*.pyx.tp' -o -name '*.pxd' -o \
+    -name '*.pxi' -o -name '*.pyi' -o -path '*/sboms/*' \) -delete
   rm -rf mlflow/server/js                           # the pages of MLflow's server, which has an image of its own
+  rm -rf great_expectations/render/view/static/images  # pictures for pages that no step writes
+  rm -rf timm/data/_info                            # the names of ImageNet's classes
+  rm -rf sklearn/datasets/images matplotlib/mpl-data/sample_data
+  # For PDF and PostScript; reports are HTML and PNG. matplotlib imports the names of glyphs in any case.
+  rm -rf matplotlib/mpl-data/fonts/afm matplotlib/mpl-data/fonts/pdfcorefonts
+  find fontTools -mindepth 1 -maxdepth 1 ! -name __init__.py ! -name agl.py ! -name misc -exec rm -r {} +
+  rm -rf hf_xet hf_xet-*                            # a faster way to a hub's files, without which huggingface_hub takes the plain one
   rm -f pyarrow/*flight*                            # pyarrow's network protocol
   for library in pyarrow/lib*.so.*.*.*; do          # a wheel has no links: the same library lies there under two names, or three
     for copy in pyarrow/lib*; do
       if [ "$copy" != "$library" ] && cmp --silent "$copy" "$library"; then ln -sf "$(basename "$library")" "$copy"; fi
     done
+  done
+  for copy in scipy.libs/*; do                      # one build of a compiler's library, by the hash in its name
+    library=numpy.libs/$(basename "$copy")
+    if [ -e "$library" ] && cmp --silent "$copy" "$library"; then ln -sf "../$library" "$copy"; fi
   done
   for service in botocore/data/*/; do               # of AWS, S3 and what gives its credentials
     case $(basename "$service") in s3 | sts | sso | sso-oidc | signin) ;; *) rm -r "$service" ;; esac
