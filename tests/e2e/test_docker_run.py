@@ -104,6 +104,7 @@ def containers(engine: docker.Engine) -> list[Any]:
     return found
 
 
+@pytest.mark.timed
 def test_same_results_as_in_processes(engine, in_processes, weights, environment, tmp_path_factory) -> None:
     """What she tried on her laptop is what the cluster's image does: were the results others, the trial would have proved nothing."""
     folder = tmp_path_factory.mktemp("containers é 1")
