@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
+
+from graftwork.dataset import open_dataset
 
 pytestmark = pytest.mark.e2e
 LINE = [sys.executable, "-m", "graftwork.pipelines.cli"]
@@ -58,10 +62,16 @@ def test_the_report_shows_the_mistakes_as_text(ran) -> None:
 def test_sentences_are_labelled_by_the_registered_model(ran) -> None:
     """What was registered must be usable by its name, on a sentence, with one line."""
     folder, _, summary = ran
+    evaluation = Path(summary["files"]["evaluation"])
+    found = pq.read_table(evaluation / f"predictions-{summary['chosen']}.parquet").slice(0, 3)
+    dataset = open_dataset(summary["files"]["dataset"])
+    texts = [data.decode() for data in dataset.read(dataset.split("test").slice(0, 3))]
     name = f"models:/{summary['registered']['name']}@champion"
-    done = graftwork(folder, "predict", name, "What is the capital of France?", "I feel so sad and lonely today")
+    done = graftwork(folder, "predict", name, *texts, "--csv", "labels.csv")
     assert done.returncode == 0, done.stderr
-    assert "emotion" in done.stdout or "psychology" in done.stdout
+    labelled = csv.read_csv(folder / "labels.csv")
+    assert labelled["text"].to_pylist() == texts
+    assert labelled["label"].to_pylist() == found["predicted"].to_pylist()
 
 
 def test_the_same_command_reuses_everything(ran) -> None:
