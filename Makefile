@@ -15,7 +15,7 @@ install: $(STAMP) ## make .venv and install Graftwork with the tested versions
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "graftwork: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); use make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { echo "graftwork: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[weights,onnx,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[weights,onnx,text,text-weights,chatterbot,dev]'
 	@touch $(STAMP)
 
 run: $(STAMP) ## the whole pipeline on real images: Fashion-MNIST, 100 labels a class

@@ -120,12 +120,11 @@ def bare_features(network: str, size: str) -> dict[str, Any]:
     import torch
 
     from graftwork.execution import laid_out, plan_inference, precision_of, prepare
-    from graftwork.model import to_input
     from graftwork.settings import ExecutionSettings
 
     execution = plan_inference(module, name, sample, preprocess, device, 20_000, ExecutionSettings()).execution
     batch = pixels(int(size), execution.micro_batch)
-    x = laid_out(to_input(batch, preprocess, device), execution)
+    x = laid_out(preprocess.to_input(batch, device), execution)
     module.to(memory_format=memory_format_of(execution))
     with torch.inference_mode(), precision_of(execution, device):
         ready = prepare(module.eval(), x, execution)

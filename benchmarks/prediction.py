@@ -53,16 +53,18 @@ def measure(folder: Path, number: int, rounds: int, work: Path) -> dict[str, Any
     import torch
 
     from graftwork.execution import Inference, machine, plain
+    from graftwork.modality import inputs
     from graftwork.model import load_model
-    from graftwork.predicting import find_images, how_to_run, label_images, loaded, table_writer
+    from graftwork.predicting import find_examples, how_to_run, label_examples, loaded, table_writer
 
     before = os.getloadavg()
     make(work / "images", number)
     model = load_model(folder)
-    images = find_images([str(work / "images")])
+    images = find_examples([str(work / "images")], "image")
     first = [item for part in images.parts for item in part.items]
     execution = how_to_run(model, first, number, print)
-    ready = [pixels for _, pixels in loaded(find_images([str(work / "images")]).parts, model.preprocess)]
+    found = loaded(find_examples([str(work / "images")], "image").parts, model.preprocess, inputs("image"))
+    ready = [one.example for one in found]
     pixels = torch.from_numpy(np.stack(ready))  # type: ignore[arg-type]
     runs = {
         name: Inference(model.network, model.preprocess, model.device, how)
@@ -80,7 +82,9 @@ def measure(folder: Path, number: int, rounds: int, work: Path) -> dict[str, Any
             seconds[name].append(time.perf_counter() - began)
         began = time.perf_counter()
         with table_writer(work / "labels.parquet", model.classes) as write:
-            for rows in label_images(model, find_images([str(work / "images")]), lambda name, reason: None):
+            for rows in label_examples(
+                model, find_examples([str(work / "images")], "image"), lambda name, reason: None
+            ):
                 write(rows)
         seconds["predict"].append(time.perf_counter() - began)
     rate = {name: number / statistics.median(taken) for name, taken in seconds.items()}

@@ -50,7 +50,7 @@ def make(folder: Path, number: int) -> None:
 
     from graftwork.dataset import FORMAT, SCHEMA, SPLITS
     from graftwork.duplicates import SIDE
-    from graftwork.packing import SIGNATURE
+    from graftwork.image_looks import SIGNATURE
 
     random = np.random.default_rng(0)
     classes = [f"class {n:03d}" for n in range(100)]

@@ -28,6 +28,7 @@ def evaluate_model(
     metric: str = "accuracy",
     slices: list = [],  # noqa: B006  KFP copies it into the spec
     corruptions: list = [],  # noqa: B006  KFP copies it into the spec
+    attributions: bool = False,
     learning_curve: str = "",
     seed: int = 0,
 ):
@@ -53,6 +54,7 @@ def evaluate_model(
         metric: accuracy, macro_f1, auroc or loss, on validation.
         slices: Columns of the manifest by whose values the test is looked at.
         corruptions: Distortions that the test is repeated with.
+        attributions: Of mistaken texts, show which words spoke for the label.
         learning_curve: curve.json of a learning curve on this data, for the report.
         seed: Of the bootstrap.
     """
@@ -75,6 +77,7 @@ def evaluate_model(
         metric=metric,
         slices=slices,
         corruptions=corruptions,
+        attributions=attributions,
         learning_curve=learning_curve,
         seed=seed,
     )

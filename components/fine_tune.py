@@ -30,6 +30,7 @@ def fine_tune(
     schedule: str = "cosine",
     warmup: float = 0.1,
     layer_decay: float = 0.0,
+    reset_layers: int = 0,
     weight_decay: float = 0.05,
     clip_norm: float = 1.0,
     label_smoothing: float = 0.1,
@@ -41,6 +42,7 @@ def fine_tune(
     soup: int = 0,
     metric: str = "accuracy",
     patience: int = 4,
+    seeds: int = 1,
     flip: str = "auto",
     shift: float = 0.05,
     memory_share: float = 0.3,
@@ -73,6 +75,7 @@ def fine_tune(
         schedule: cosine, one-cycle, step, plateau or constant.
         warmup: Share of the steps in which the rate rises.
         layer_decay: Factor on the rate from one layer to the one before it; 0 takes the backbone's own.
+        reset_layers: Highest layers of a text network that get new random weights first.
         weight_decay: Of AdamW.
         clip_norm: Largest norm of the gradient; 0 takes any.
         label_smoothing: Probability mass given to the other classes.
@@ -84,6 +87,7 @@ def fine_tune(
         soup: Average up to so many of the best epochs where validation gains by it.
         metric: accuracy, macro_f1, auroc or loss, on validation.
         patience: Epochs without a better validation accuracy after which training stops.
+        seeds: Trained with, from seed on; the best on validation is kept.
         flip: auto, yes or no: mirror half of the training images.
         shift: Largest random shift, as a share of the side.
         memory_share: Share of the free memory up to which decoded images are held.
@@ -116,6 +120,7 @@ def fine_tune(
         schedule=schedule,
         warmup=warmup,
         layer_decay=layer_decay,
+        reset_layers=reset_layers,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
         label_smoothing=label_smoothing,
@@ -127,6 +132,7 @@ def fine_tune(
         soup=soup,
         metric=metric,
         patience=patience,
+        seeds=seeds,
         flip=flip,
         shift=shift,
         memory_share=memory_share,

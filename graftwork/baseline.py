@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from graftwork.calibration import fit_temperature
 from graftwork.errors import UserError
+from graftwork.modality import transforms
 from graftwork.model import read_info, read_tensors, save_model
 from graftwork.selection import METRICS, measure
 
@@ -107,6 +108,7 @@ def train_baseline(embeddings: Path, folder: Path) -> dict[str, Any]:
             "history": curve,
         },
         beside={"probe.safetensors": {"weight": probe.weight.reshape(shape), "bias": probe.bias}},
+        files=transforms(info).read_preprocess(info["preprocess"], source).files(),
     )
 
 

@@ -35,12 +35,15 @@ def card(
     shown: int,
 ) -> str:
     """Return the card with a table of the ``shown`` worst classes."""
+    from graftwork.modality import inputs, name_of, transforms
     from graftwork.report import render_text
+    from graftwork.sources.record import NOUNS
 
     chosen = result["candidates"][result["chosen"]]
     by_class = sorted(
         chosen["test"]["per_class"], key=lambda one: (one["recall"] is None, one["recall"] or 0, one["class"])
     )
+    kind = inputs(model)
     champion = (outcome or {}).get("champion")
     registered = (outcome or {}).get("registered")
     # The champion is another model where this one is not promoted.
@@ -65,5 +68,11 @@ def card(
         left_out=len(by_class) - shown,
         worst=by_class[0],
         worse=[piece for piece in result["slices"] if piece["worse"]][:3],
+        noun=NOUNS[name_of(model)],
+        modality=name_of(model),
+        size=kind.size_in_words(model["preprocess"]),
+        column=kind.COLUMN,
+        use=kind.USE,
+        library=transforms(model).LIBRARIES[0],
         counts={split: sum(held.values()) for split, held in dataset["counts"].items()},
     )

@@ -15,12 +15,13 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from graftwork import images as how_images
 from graftwork.duplicates import SIDE, Signature, signature
 from graftwork.errors import one_line
 from graftwork.images import BrokenImageError, examine
+from graftwork.modality import Looked
 
 try:
     import fcntl
@@ -30,17 +31,6 @@ except ImportError:  # not on Windows
 FEW = 512  # images that are looked at before processes are started, which takes half a second
 LOOK = 2 * SIDE  # pixels a side at which an image is looked at, at least
 NUMBER, LENGTH = struct.Struct("<I"), struct.Struct("<Q")
-
-
-class Looked(NamedTuple):
-    """What one look at an encoded image tells."""
-
-    width: int  # pixels, upright
-    height: int
-    mode: str  # Pillow's, as found
-    suffix: str  # of ``scaled``
-    scaled: bytes | None  # encoded anew, where the image was larger than the bound
-    signature: Signature
 
 
 def look(data: bytes, max_pixels: int, max_side: int) -> Looked | str:

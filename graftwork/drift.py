@@ -8,30 +8,25 @@ import numpy.typing as npt
 
 from graftwork.dataset import Dataset, open_dataset
 from graftwork.errors import UserError, one_line
+from graftwork.modality import looks, name_of
 from graftwork.sources.record import local_path
 
 FORMAT = "graftwork-profile/1"
-# Edges of the histograms are fixed, so that profiles made at any time can be compared. Sides and aspects are ratios: their scale is logarithmic.
-EDGES: dict[str, npt.NDArray[np.float64]] = {
-    "brightness": np.linspace(0, 256, 17),
-    "contrast": np.linspace(0, 128, 17),
-    "saturation": np.linspace(0, 256, 17),
-    "side": np.geomspace(8, 16384, 12),
-    "aspect": np.geomspace(1 / 8, 8, 13),
-}
 
 
 def profile(dataset: Dataset) -> dict[str, Any]:
-    """Return what a dataset is like, JSON-ready: its digest, its training images a class, and a histogram of each image statistic."""
-    width, height = (dataset.manifest[k].to_numpy().astype(np.float64) for k in ("width", "height"))
-    signatures = dataset.signatures(["brightness", "contrast", "saturation"])
-    values = {name: signatures[name].to_numpy() for name in signatures.column_names}
-    values |= {"side": np.minimum(width, height), "aspect": width / height}
+    """Return what a dataset is like, JSON-ready: its digest, its training examples a class, and a histogram of each measure.
+
+    Edges of the histograms are fixed, so that profiles made at any time can be compared.
+    """
+    own = looks(dataset.info)
+    values = own.measures(dataset)
     return {
         "format": FORMAT,
+        "modality": name_of(dataset.info),
         "digest": dataset.digest,
         "classes": dataset.info["counts"]["train"],
-        "images": {name: histogram(values[name], EDGES[name]) for name in EDGES},
+        f"{own.NOUN}s": {name: histogram(values[name], own.EDGES[name]) for name in own.EDGES},
     }
 
 
@@ -61,12 +56,13 @@ def stability_index(now: npt.NDArray[np.int64], before: npt.NDArray[np.int64]) -
 
 
 def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, float]:
-    """Return {"class_shares" and each image statistic: stability index} of two profiles."""
+    """Return {"class_shares" and each measure: stability index} of two profiles of one modality."""
     names = sorted({*now["classes"], *before["classes"]})
     shares = [np.array([one["classes"].get(name, 0) for name in names]) for one in (now, before)]
     found = {"class_shares": stability_index(*shares)}
-    for name in EDGES:
-        found[name] = stability_index(np.array(now["images"][name]), np.array(before["images"][name]))
+    own = looks(now)
+    for name in own.EDGES:
+        found[name] = stability_index(*(np.array(one[f"{own.NOUN}s"][name]) for one in (now, before)))
     return found
 
 
@@ -83,8 +79,9 @@ def read_profile(where: str) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"it is not of the format {FORMAT}")
-        for name, edges in EDGES.items():
-            if len([int(n) for n in found["images"][name]]) != len(edges) - 1:
+        own = looks(found)
+        for name, edges in own.EDGES.items():
+            if len([int(n) for n in found[f"{own.NOUN}s"][name]]) != len(edges) - 1:
                 raise ValueError(f"its {name} has other bins")
         if not all(isinstance(n, int) for n in found["classes"].values()):
             raise ValueError("its classes are not counts")

@@ -1,4 +1,4 @@
-"""Evaluation: every candidate on the same test images, with intervals, and where the chosen one fails; the choice among them is made on validation alone."""
+"""Evaluation: every candidate on the same test examples, with intervals, and where the chosen one fails; the choice among them is made on validation alone."""
 
 import json
 import time
@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from graftwork.batches import Progress, SplitImages
+from graftwork.batches import Examples, Progress
 from graftwork.calibration import probabilities
-from graftwork.corruptions import robustness
 from graftwork.dataset import Dataset
 from graftwork.errors import UserError, one_line
 from graftwork.execution import Inference, Planned, plan_inference
 from graftwork.files import finished_folder, write_json
 from graftwork.label_errors import crossvalidated, likely_label_errors
 from graftwork.metrics import compare, score
+from graftwork.modality import showing
 from graftwork.model import Floats, Model, load_model, predict_logits, read_info
 from graftwork.report import (
     confused_pairs,
@@ -30,15 +30,13 @@ from graftwork.report import (
     reliability_picture,
     render_evaluation,
 )
-from graftwork.saliency import overlay, saliency
 from graftwork.selection import merit
 from graftwork.settings import EvaluateSettings, ExecutionSettings
 from graftwork.slices import slice_scores
 
 FORMAT = "graftwork-evaluation/2"
-MISTAKES = 12  # shown as pictures
+MISTAKES = 12  # shown
 LABEL_ERRORS = 50  # listed
-ROBUSTNESS_EXAMPLES = 2000  # that are distorted, spread over the test split
 Ints = npt.NDArray[np.int64]
 # A tie on validation goes to the simpler candidate, which comes first.
 CANDIDATES = ("baseline", "fine_tuned", "scratch")
@@ -59,11 +57,13 @@ def evaluate(
     ``logits-CANDIDATE.npy`` the same rows' logits. With the Embeddings artifact, labels of train and validation are doubted as well.
 
     Raises:
-        UserError: the test split is empty, or a setting names a column or a corruption that there is not.
+        UserError: the test split is empty, or a setting names a column or a distortion that there is not.
     """
     rows = dataset.split("test")
     if not len(rows):
-        raise UserError("test split: is empty, so nothing can be proved; add test images or raise test_fraction")
+        raise UserError("test split: is empty, so nothing can be proved; add test examples or raise test_fraction")
+    if settings.corruptions:
+        showing(dataset.info).check_corruptions(list(settings.corruptions))
     targets = dataset.targets(rows)
     result: dict[str, Any] = {
         "format": FORMAT,
@@ -74,14 +74,14 @@ def evaluate(
         "metric": settings.metric,
         "candidates": {},
     }
-    test: SplitImages | None = None
+    test: Examples | None = None
     logits: dict[str, Floats] = {}
     plans: set[str] = set()
     with finished_folder(folder) as partial:
         for number, (name, path) in enumerate(models.items()):
             model = load_model(path)
             if test is None or test.preprocess != model.preprocess:
-                test = SplitImages(dataset, "test", model.preprocess)
+                test = Examples(dataset, "test", model.preprocess)
             planned = how_to_run(model, test)
             if str(planned) not in plans:  # candidates of one network share it
                 note(f"plan: {planned}")
@@ -100,6 +100,7 @@ def evaluate(
                 "sha256": model.info["sha256"],
                 "history": model.info.get("history", []),
                 "hyperparameters": model.info.get("hyperparameters", {}),
+                "seeds": model.info.get("seeds", []),
                 "parameters": model.info["parameters"],
                 "size_mb": (path / "model.safetensors").stat().st_size / 1e6,
                 "latency_ms": latency(model, test),
@@ -124,13 +125,17 @@ def evaluate(
         result["notes"] = list(best["test"]["notes"])
         model = load_model(models[chosen])
         if test is None or test.preprocess != model.preprocess:
-            test = SplitImages(dataset, "test", model.preprocess)
-        result["mistakes"] = worst_mistakes(dataset, rows, targets, calibrated[chosen], model, partial)
+            test = Examples(dataset, "test", model.preprocess)
+        result["mistakes"] = worst_mistakes(
+            dataset, rows, targets, calibrated[chosen], model, partial, settings.attributions
+        )
         result |= doubted_labels(dataset, rows, targets, calibrated[chosen], embeddings, models)
         result["slices"] = slice_scores(dataset, rows, targets, logits[chosen].argmax(1), settings.slices)
-        result["corruptions"] = (
-            distorted(model, test, targets, list(settings.corruptions), note) if settings.corruptions else []
-        )
+        result["corruptions"] = []
+        if settings.corruptions:
+            run = how_to_run(model, test).execution
+            kinds: list[str] = list(settings.corruptions)
+            result["corruptions"] = showing(dataset.info).distorted(model, test, targets, kinds, run, note)
         result["learning_curve"] = labels_saved(settings.learning_curve)
         write_json(partial / "evaluation.json", result)
         confusion_picture(np.array(best["test"]["confusion"]), dataset.classes, partial / "confusion.png")
@@ -146,7 +151,7 @@ def evaluate(
     return result
 
 
-def how_to_run(model: Model, test: SplitImages) -> Planned:
+def how_to_run(model: Model, test: Examples) -> Planned:
     """Choose how the network is run: in fp32, since what is reported must be what the model gives in service."""
     few = torch.arange(min(64, len(test)))
     return plan_inference(
@@ -161,15 +166,15 @@ def how_to_run(model: Model, test: SplitImages) -> Planned:
     )
 
 
-def latency(model: Model, test: SplitImages) -> float:
-    """Return the median milliseconds of the network on one image, the input's normalisation included, run as for a few images."""
+def latency(model: Model, test: Examples) -> float:
+    """Return the median milliseconds of the network on one example, the input's normalisation included, run as for a few."""
     from graftwork.execution import default_execution
 
     run = Inference(
         model.network,
         model.preprocess,
         model.device,
-        default_execution(ExecutionSettings(), model.device, model.preprocess.size),
+        default_execution(ExecutionSettings(), model.device, model.preprocess),
     )
     one, seconds = test[torch.arange(1)], []
     for _ in range(15):
@@ -183,7 +188,7 @@ def choose(val_merit: dict[str, float], examples: int = 0) -> str:
     """Return the candidate that is best on validation; test figures play no part.
 
     The simpler candidate stays unless another is better by more than one and a half of the ``examples`` that decided: the best of
-    many epochs on few examples owes its last example to luck. Measured with 10 labels a class, where one validation image decided, the
+    many epochs on few examples owes its last example to luck. Measured with 10 labels a class, where one validation example decided, the
     probe was four and seven points better in two of three draws.
     """
     order = sorted(val_merit, key=CANDIDATES.index)
@@ -198,37 +203,26 @@ def choose(val_merit: dict[str, float], examples: int = 0) -> str:
 
 
 def worst_mistakes(
-    dataset: Dataset, rows: pa.Table, targets: Ints, found: Floats, model: Model, folder: Path
+    dataset: Dataset, rows: pa.Table, targets: Ints, found: Floats, model: Model, folder: Path, attributions: bool
 ) -> list[dict[str, Any]]:
-    """Return the mistakes that the model was surest of, and write their pictures, and where it looked, under ``folder``/mistakes."""
-    from PIL import Image
-
+    """Return the mistakes that the model was surest of, as their modality shows them, and write their files under ``folder``/mistakes."""
     predicted, confidence = found.argmax(1), found.max(1)
     wrong = np.flatnonzero(predicted != targets)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
     if not len(worst):
         return []
-    test = SplitImages(dataset._replace(manifest=rows.take(worst)), "test", model.preprocess)
-    pixels = test[torch.arange(len(worst))].numpy()
-    heat = saliency(model, pixels, predicted[worst])
-    (folder / "mistakes").mkdir()
-    listed = []
-    for n, position in enumerate(worst.tolist()):
-        picture, looked = f"mistakes/{n:02d}.png", f"mistakes/{n:02d}-saliency.png"
-        Image.fromarray(pixels[n]).save(folder / picture)
-        overlay(pixels[n], heat[n]).save(folder / looked)
-        listed.append(
-            {
-                "id": rows["id"][position].as_py(),
-                "source": rows["source"][position].as_py(),
-                "label": dataset.classes[int(targets[position])],
-                "predicted": dataset.classes[int(predicted[position])],
-                "confidence": float(confidence[position]),
-                "picture": picture,
-                "saliency": looked,
-            }
-        )
-    return listed
+    shown = showing(dataset.info).mistakes(dataset, rows.take(worst), predicted[worst], model, folder, attributions)
+    return [
+        {
+            "id": rows["id"][position].as_py(),
+            "source": rows["source"][position].as_py(),
+            "label": dataset.classes[int(targets[position])],
+            "predicted": dataset.classes[int(predicted[position])],
+            "confidence": float(confidence[position]),
+            **one,
+        }
+        for position, one in zip(worst.tolist(), shown, strict=True)
+    ]
 
 
 def doubted_labels(
@@ -259,18 +253,6 @@ def doubted_labels(
 def doubt(dataset: Dataset, rows: pa.Table, position: int, suggested: int, quality: float) -> dict[str, Any]:
     told = {key: rows[key][position].as_py() for key in ("id", "source", "split", "label")}
     return {**told, "suggested": dataset.classes[suggested], "quality": round(float(quality), 4)}
-
-
-def distorted(
-    model: Model, test: SplitImages, targets: Ints, kinds: list[str], note: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """Return the accuracy on distorted test images, at most ``ROBUSTNESS_EXAMPLES`` of them."""
-    some = np.unique(np.linspace(0, len(test) - 1, min(len(test), ROBUSTNESS_EXAMPLES)).astype(np.int64))
-    pixels = np.concatenate(
-        [test[torch.from_numpy(part)].numpy() for part in np.array_split(some, len(some) // 256 + 1)]
-    )
-    note(f"corruptions: {', '.join(kinds)} on {len(some):,} test images")
-    return robustness(model, pixels, targets[some], kinds, how_to_run(model, test).execution)
 
 
 def labels_saved(path: str) -> dict[str, str] | None:

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from graftwork.errors import UserError, one_line
 from graftwork.files import write_json
-from graftwork.images import Preprocess
-from graftwork.model import to_input
+from graftwork.modality import Preprocess
 from graftwork.parallel import cores
 from graftwork.settings import ExecutionSettings
 
@@ -36,12 +35,11 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
 GRADIENT_TOLERANCE = {"fp32": 0.03, "bf16": 0.2, "fp16": 0.2}
 GAIN = 1.05  # a candidate must be faster than this many times the incumbent: less is noise
 QUIET = 0.2  # of the cores' time that other processes may take during a trial of threads: more, and it tells of them
-FEW = 256  # images that are over before the first trial would be
+FEW = 256  # examples that are over before the first trial would be
 BUDGET_SHARE = 0.15  # of the phase's estimated seconds, up to the setting ``plan_seconds``
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Seconds that preparing an engine costs, before it was ever measured: read off two cores with EfficientNet-Lite0.
 PREPARATION = {"eager": 0.0, "traced": 1.5, "compiled": 100.0}
-PIXELS_AT_ONCE = {"cpu": 64 * 96 * 96, "cuda": 256 * 224 * 224, "mps": 64 * 224 * 224}
 
 
 class Execution(NamedTuple):
@@ -85,14 +83,20 @@ Time = Callable[[Execution, int], float]  # seconds of one pass over that many i
 Check = Callable[[Execution], float]  # relative difference from the plain network
 
 
-def default_execution(settings: ExecutionSettings, device: torch.device, size: int, batch: int = 0) -> Execution:
-    """Return the execution that is right where nothing may be timed: fp32, channels last, eager; the settings decide first."""
-    at_once = max(8, 2 ** round(math.log2(PIXELS_AT_ONCE[device.type] / size**2)))
+def default_execution(
+    settings: ExecutionSettings, device: torch.device, preprocess: Preprocess, batch: int = 0
+) -> Execution:
+    """Return the execution that is right where nothing may be timed: fp32, eager, the usual memory format; the settings decide first."""
+    options = preprocess.options(device.type)
+    if settings.engine not in ("auto", *options["engine"]):
+        raise UserError(
+            f"setting engine = {settings.engine}: is not for such examples on {device.type}; use {' or '.join(options['engine'])}"
+        )
     return Execution(
-        settings.memory_format if settings.memory_format != "auto" else "channels_last",
+        settings.memory_format if settings.memory_format != "auto" else options["memory_format"][0],
         settings.precision if settings.precision != "auto" else "fp32",
         settings.engine if settings.engine != "auto" else "eager",
-        settings.micro_batch or batch or at_once,
+        settings.micro_batch or batch or preprocess.at_once[device.type],
         (settings.threads or cores()) if device.type == "cpu" else 0,
     )
 
@@ -101,7 +105,10 @@ def default_execution(settings: ExecutionSettings, device: torch.device, size: i
 
 
 class Inference:
-    """Runs ``module`` in evaluation mode, by a plan: uint8 images (N, H, W, 3) in, float32 (N, ...) on the CPU out."""
+    """Runs ``module`` in evaluation mode, by a plan: a batch as ``preprocess.stack`` makes it in, float32 (N, ...) on the CPU out.
+
+    Where examples are of different lengths, those of like length pass together, so that little is computed for what only fills up.
+    """
 
     def __init__(
         self, module: nn.Module, preprocess: Preprocess, device: torch.device, execution: Execution, note: Any = None
@@ -113,10 +120,18 @@ class Inference:
         self.module.to(memory_format=memory_format(execution))
         self._prepared: Callable[[Tensor], Tensor] | None = None
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, batch: Tensor) -> Tensor:
+        lengths = self.preprocess.lengths(batch)
+        if lengths is None:
+            return self._in_order(batch)
+        order = lengths.argsort(descending=True, stable=True)
+        found = self._in_order(batch[order])
+        return torch.empty_like(found).index_copy_(0, order, found) if len(found) else found
+
+    def _in_order(self, batch: Tensor) -> Tensor:
         found, position = [], 0
-        while position < len(images):
-            part = images[position : position + self.execution.micro_batch]
+        while position < len(batch):
+            part = batch[position : position + self.execution.micro_batch]
             with contextlib.suppress(torch.OutOfMemoryError):
                 found.append(self._run(part))
                 position += len(part)
@@ -131,7 +146,7 @@ class Inference:
         if execution.engine != "eager" and count < execution.micro_batch:
             # An engine that was made for one shape is made anew for every other; the last, shorter batch is filled up.
             part = torch.cat([part, part.new_zeros(execution.micro_batch - count, *part.shape[1:])])
-        x = laid_out(to_input(part, self.preprocess, self.device), execution)
+        x = laid_out(self.preprocess.to_input(part, self.device), execution)
         with precision_of(execution, self.device):
             if self._prepared is None:
                 self._prepared = prepare(self.module, x, execution)
@@ -165,9 +180,9 @@ def plan_inference(
     settings: ExecutionSettings,
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16"),
 ) -> Planned:
-    """Choose how ``module`` is run over ``examples`` images; ``sample`` is some of them, uint8 (N, H, W, 3)."""
+    """Choose how ``module`` is run over ``examples`` examples; ``sample`` is a batch of some of them."""
     module.eval()
-    start = default_execution(settings, device, preprocess.size)
+    start = default_execution(settings, device, preprocess)
     if not len(sample) or not examples:
         return Planned(start, 0.0, 0.0, 0.0, {})
     start = start._replace(micro_batch=min(start.micro_batch, 2 ** math.ceil(math.log2(max(1, examples)))))
@@ -181,8 +196,7 @@ def plan_inference(
         if execution.engine != "traced":  # a traced graph has weights of its own
             module.to(memory_format=memory_format(execution))
         set_threads(execution)
-        images = sample.repeat(math.ceil(count / len(sample)), 1, 1, 1)[:count]
-        return ready[execution](images)
+        return ready[execution](repeated(sample, count))
 
     def timed(execution: Execution, count: int) -> float:
         began = time.perf_counter()
@@ -198,16 +212,16 @@ def plan_inference(
             reference.append(run(plain(execution), few))
         return relative_difference(run(execution, few), reference[0])
 
+    worth_it = preprocess.options(device.type)
     options = {
-        # The largest gains come first: the budget may end before the rest.
-        "engine": ("eager", "traced", "compiled") if device.type == "cpu" else ("eager", "compiled"),
+        "engine": worth_it["engine"],
         "precision": [p for p in precisions if supported(p, device)],
-        "memory_format": ("channels_last", "contiguous"),
+        "memory_format": worth_it["memory_format"],
         "micro_batch": [start.micro_batch, start.micro_batch * 2, start.micro_batch // 2],
         "threads": thread_options(start),
     }
     name = f"inference {name}"
-    return search(name, device, preprocess.size, start, options, settings, examples, timed, difference, TOLERANCE)
+    return search(name, device, preprocess.shape_key, start, options, settings, examples, timed, difference, TOLERANCE)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------------------
@@ -224,12 +238,12 @@ def plan_training(
     settings: ExecutionSettings,
     splittable: bool,
 ) -> Planned:
-    """Choose how ``network`` is trained over ``examples`` images in all; ``sample`` is one batch, uint8 (N, H, W, 3).
+    """Choose how ``network`` is trained over ``examples`` examples in all; ``sample`` is one batch.
 
     A copy is run forward and backward; the network and the random state are left as they were. ``splittable`` says that a batch may
     pass in parts: not where BatchNorm learns from it.
     """
-    start = default_execution(settings, device, preprocess.size, len(sample))
+    start = default_execution(settings, device, preprocess, len(sample))
     if not splittable:
         start = start._replace(micro_batch=len(sample))
     if start.engine == "traced":  # a frozen graph learns nothing
@@ -246,10 +260,10 @@ def plan_training(
             ready[execution.engine] = torch.compile(trial)
         trial.zero_grad(set_to_none=True)
         torch.manual_seed(0)  # dropout must draw the same in every candidate
-        images = sample.repeat(math.ceil(count / len(sample)), 1, 1, 1)[:count]
-        labels = targets.repeat(math.ceil(count / len(targets)))[:count].to(device)
-        for part, wanted in zip(images.split(execution.micro_batch), labels.split(execution.micro_batch), strict=True):
-            logits = forward(ready[execution.engine], to_input(part, preprocess, device), execution, device)
+        labels = repeated(targets, count).to(device)
+        parts = repeated(sample, count).split(execution.micro_batch)
+        for part, wanted in zip(parts, labels.split(execution.micro_batch), strict=True):
+            logits = forward(ready[execution.engine], preprocess.to_input(part, device), execution, device)
             (nn.functional.cross_entropy(logits, wanted) * (len(part) / count)).backward()
 
     def timed(execution: Execution, count: int) -> float:
@@ -281,18 +295,26 @@ def plan_training(
         step(execution, few)
         return max(0.0, relative_difference(gradient(), reference[0]) - 3 * rounding[0])
 
+    worth_it = preprocess.options(device.type)
     options = {
         "precision": [p for p in ("fp32", "bf16", "fp16") if supported(p, device)],
-        "memory_format": ("channels_last", "contiguous"),
+        "memory_format": worth_it["memory_format"],
         "micro_batch": [start.micro_batch] + ([start.micro_batch // 2] if splittable and start.micro_batch > 8 else []),
         "threads": thread_options(start),
-        "engine": ("eager", "compiled"),
+        "engine": [engine for engine in worth_it["engine"] if engine != "traced"],
     }
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         trained = sum(p.requires_grad for p in network.parameters())
         name = f"training {name}, {trained} tensors, batch {len(sample)}"
         tolerance = GRADIENT_TOLERANCE
-        return search(name, device, preprocess.size, start, options, settings, examples, timed, difference, tolerance)
+        return search(
+            name, device, preprocess.shape_key, start, options, settings, examples, timed, difference, tolerance
+        )
+
+
+def repeated(batch: Tensor, count: int) -> Tensor:
+    """Return ``count`` examples, those of ``batch`` over and over."""
+    return batch.repeat(math.ceil(count / len(batch)), *[1] * (batch.dim() - 1))[:count]
 
 
 @torch.no_grad()
@@ -316,7 +338,9 @@ def halve(execution: Execution, device: torch.device, note: Callable[[str], None
         UserError: a single example was too much already.
     """
     if execution.micro_batch <= 1:
-        raise UserError("out of memory with a single example at once; use a smaller image_size or backbone") from None
+        raise UserError(
+            "out of memory with a single example at once; use shorter or smaller examples (image_size, max_length), or a smaller backbone"
+        ) from None
     if device.type == "cuda":
         torch.cuda.empty_cache()
     smaller = execution._replace(micro_batch=execution.micro_batch // 2)
@@ -330,7 +354,7 @@ def halve(execution: Execution, device: torch.device, note: Callable[[str], None
 def search(
     phase: str,
     device: torch.device,
-    size: int,
+    shape: str,
     start: Execution,
     options: dict[str, Any],
     settings: ExecutionSettings,
@@ -349,7 +373,7 @@ def search(
     if not settings.plan_seconds or examples < FEW:
         return Planned(start, 0.0, 0.0, 0.0, {})
     fallback = plain(start, settings)
-    key = hashlib.sha256(f"{machine(device)}|{phase}|{size}|{start}|{fallback}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{machine(device)}|{phase}|{shape}|{start}|{fallback}".encode()).hexdigest()[:24]
     kept = read_measured(key)
     rates: dict[str, float] = dict(kept.get("rates", {}))  # images a second
     costs: dict[str, float] = dict(kept.get("costs", {}))  # seconds of preparation
@@ -564,7 +588,7 @@ def memory_format(execution: Execution) -> torch.memory_format:
 
 
 def laid_out(x: Tensor, execution: Execution) -> Tensor:
-    return x.contiguous(memory_format=memory_format(execution))
+    return x.contiguous(memory_format=memory_format(execution)) if x.dim() == 4 else x
 
 
 def precision_of(execution: Execution, device: torch.device) -> Any:

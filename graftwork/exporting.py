@@ -11,15 +11,20 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from graftwork import __version__
 from graftwork.calibration import probabilities
 from graftwork.errors import UserError, one_line
-from graftwork.model import Model, load_model, predict_logits
+from graftwork.modality import inputs, name_of
+from graftwork.model import Model, load_model, predict_logits, read_info
 from graftwork.predicting import finished_file
+from graftwork.sources.record import NOUNS
+
+if TYPE_CHECKING:
+    from graftwork.images import Preprocess as ImagePreprocess
 
 OPSET = 18
 TOLERANCE = 1e-4  # of a probability
@@ -39,6 +44,12 @@ def export_onnx(folder: Path, output: Path) -> dict[str, Any]:
     check_packages()
     if output.is_dir():
         raise UserError(f"output {one_line(output)}: cannot be written (Is a directory); give another path")
+    info = read_info(folder)
+    if not inputs(info).ONNX:
+        raise UserError(
+            f"model {one_line(folder)}: models for {NOUNS[name_of(info)]} cannot be exported to ONNX as yet; `graftwork serve` answers over HTTP, "
+            "and mlflow.pyfunc.load_model loads it in Python"
+        )
     model = load_model(folder, "cpu")
     size_bytes = 4 * int(model.info.get("parameters", 0))
     if size_bytes > ONE_FILE_BYTES:
@@ -97,7 +108,7 @@ def to_onnx(model: Model, folder: Path) -> Any:
             super().__init__()
             self.network = model.network
             for name in ("mean", "std"):
-                values = torch.tensor(getattr(model.preprocess, name)).mul(255).view(1, 3, 1, 1)
+                values = torch.tensor(getattr(of_images(model), name)).mul(255).view(1, 3, 1, 1)
                 self.register_buffer(name, values, persistent=False)
 
         def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +117,7 @@ def to_onnx(model: Model, folder: Path) -> Any:
             logits = self.network(x)
             return logits, torch.softmax(logits / model.temperature, 1)
 
-    size = model.preprocess.size
+    size = of_images(model).size
     # Two at once: the exporter takes a batch of one for a batch that is always one.
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     model.network.to(memory_format=torch.contiguous_format)
@@ -133,6 +144,10 @@ def to_onnx(model: Model, folder: Path) -> Any:
     return program.model_proto
 
 
+def of_images(model: Model) -> "ImagePreprocess":
+    return cast("ImagePreprocess", model.preprocess)
+
+
 def metadata(model: Model) -> dict[str, str]:
     """Return what is written into the file beside the graph."""
     return {
@@ -153,9 +168,9 @@ def difference(model: Model, file: Path) -> float:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)
-    worst = 0.0
+    worst, size = 0.0, of_images(model).size
     for count in (1, 5):
-        pixels = generator.integers(0, 256, (count, model.preprocess.size, model.preprocess.size, 3), np.uint8)
+        pixels = generator.integers(0, 256, (count, size, size, 3), np.uint8)
         expected = probabilities(predict_logits(model, pixels), model.temperature)
         (found,) = session.run(["probabilities"], {"pixels": pixels})
         if found.shape != expected.shape or not np.isfinite(found).all():

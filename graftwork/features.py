@@ -19,22 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from graftwork import checkpoint
-from graftwork.backbones import Backbone, load_backbone
-from graftwork.batches import Progress, SplitImages, augment
+from graftwork.batches import Examples, Progress
 from graftwork.dataset import Dataset
 from graftwork.execution import Execution, Inference, plan_inference
 from graftwork.files import finished_folder, write_json, write_text
+from graftwork.modality import Backbone, Backbones, backbone_of, backbones, name_of
 from graftwork.model import batches, ready_device, save_model
-from graftwork.preprocessing import choose_preprocess
 from graftwork.settings import FeatureSettings
 
 SPLITS = ("train", "val")
-BATCH = 256  # images between two looks at the clock, and a row of them in the file
-MIRRORED = 500  # images that are mirrored to decide whether a mirrored image keeps its label
+BATCH = 256  # examples between two looks at the clock, and a row of them in the file
 
 
 class Penultimate(nn.Module):
-    """What ``network`` gives to its head: (N, 3, H, W) to (N, D)."""
+    """What ``network`` gives to its head: (N, ...) to (N, D)."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -54,14 +52,16 @@ def extract_features(
 ) -> dict[str, Any]:
     """Write the Embeddings artifact; return its ``embeddings.json``.
 
-    ``features-SPLIT.npy``: float32 (V, N, D), what the network gives to its head, for V views of each image, the first as it
+    ``features-SPLIT.npy``: float32 (V, N, D), what the network gives to its head, for V views of each example, the first as it
     is; ``index-SPLIT.parquet``: id, label and weight, a row each; ``backbone/``: a Model artifact, the pretrained network with a zero
     head, so that no later step looks for weights again.
     """
     started = time.perf_counter()
-    backbone = load_backbone(settings, len(dataset.classes))
+    made = backbones(dataset.info)
+    settings = settings.model_copy(update={"backbone": backbone_of(dataset.info, settings.backbone)})
+    backbone = made.load_backbone(settings, len(dataset.classes))
     with checkpoint.job_folder("features", dataset.digest, settings.model_dump(), backbone.weights, note=note) as begun:
-        info = extract(dataset, settings, backbone, folder, begun, started, progress, note)
+        info = extract(dataset, settings, made, backbone, folder, begun, started, progress, note)
         checkpoint.remove(begun)
     return info
 
@@ -69,6 +69,7 @@ def extract_features(
 def extract(
     dataset: Dataset,
     settings: FeatureSettings,
+    made: Backbones,
     backbone: Backbone,
     folder: Path,
     begun: Path | None,
@@ -78,13 +79,13 @@ def extract(
 ) -> dict[str, Any]:
     device = ready_device()
     if settings.preprocess == "auto":
-        preprocess, tried = choose_preprocess(dataset, settings, backbone, note)
+        preprocess, tried = made.choose_preprocess(dataset, settings, backbone, note)
         backbone = backbone._replace(preprocess=preprocess)
     else:
         tried = []
     preprocess = backbone.preprocess
     network = backbone.network.to(device, memory_format=torch.channels_last).eval()
-    splits = {split: SplitImages(dataset, split, preprocess, memory_share=settings.memory_share) for split in SPLITS}
+    splits = {split: Examples(dataset, split, preprocess, memory_share=settings.memory_share) for split in SPLITS}
     views = settings.views or choose_views(len(splits["train"]))
     total = views * sum(map(len, splits.values()))
     few = torch.arange(min(64, len(splits["train"])))
@@ -102,34 +103,33 @@ def extract(
         work = begun or partial
         writers = {split: Rows(work / f"features-{split}.f32") for split in SPLITS}
         done = 0
-        for split, images in splits.items():
-            done = pass_over(images, 0, run, writers[split], lambda pixels, view, first: pixels, progress, done, total)
-        flip = settings.flip == "yes"
-        if settings.flip == "auto":
-            flip = label_survives_mirror(splits["train"], writers["train"], run, note)
-        if not flip and not settings.shift:
+        for split, examples in splits.items():
+            done = pass_over(examples, 0, run, writers[split], lambda batch, view, first: batch, progress, done, total)
+        augmentation = made.choose_augmentation(settings, splits["train"], writers["train"].read, run, note)
+        if not any(augmentation.values()):
             views = 1  # all would be the same
 
-        def view_of(pixels: Tensor, view: int, first: int) -> Tensor:
+        def view_of(batch: Tensor, view: int, first: int) -> Tensor:
             # Seeded by its place, so that a run that goes on draws what it would have drawn.
             generator = torch.Generator().manual_seed(hash((settings.seed, view, first)) % 2**63)
-            return augment(pixels, flip, settings.shift, generator)
+            return made.augment(batch, augmentation, generator)
 
         total = views * sum(map(len, splits.values()))
         for view in range(1, views):
-            for split, images in splits.items():
-                done = pass_over(images, view, run, writers[split], view_of, progress, done, total)
-        for split, images in splits.items():
+            for split, examples in splits.items():
+                done = pass_over(examples, view, run, writers[split], view_of, progress, done, total)
+        for split, examples in splits.items():
             width = writers[split].width or writers["train"].width  # a split may be empty
-            writers[split].finish(partial / f"features-{split}.npy", (views, len(images), width))
-            pq.write_table(images.rows.select(["id", "label", "weight"]), partial / f"index-{split}.parquet")
+            writers[split].finish(partial / f"features-{split}.npy", (views, len(examples), width))
+            pq.write_table(examples.rows.select(["id", "label", "weight"]), partial / f"index-{split}.parquet")
         info = {
+            "modality": name_of(dataset.info),
             "backbone": settings.backbone,
             "backbone_args": backbone.args,
             "head": backbone.head,
             "classes": dataset.classes,
             "preprocess": preprocess.model_dump(),
-            "augmentation": {"flip": flip, "shift": settings.shift},
+            "augmentation": augmentation,
             "weights": backbone.weights,
             "candidate": "backbone",
             "dataset_digest": dataset.digest,
@@ -137,9 +137,11 @@ def extract(
             "views": views,
             "plan": planned._replace(execution=run.execution).params("inference"),
             "preprocess_tried": tried,
+            "remarks": made.remarks(dataset, preprocess, note),
             "seconds": time.perf_counter() - started,
         }
-        save_model(partial / "backbone", {k: v.cpu().numpy() for k, v in network.state_dict().items()}, info)
+        weights = {k: v.cpu().numpy() for k, v in network.state_dict().items()}
+        save_model(partial / "backbone", weights, info, files=preprocess.files())
         write_json(partial / "embeddings.json", {"format": "graftwork-embeddings/1", **info})
     return info
 
@@ -190,7 +192,7 @@ class Rows:
 
 
 def pass_over(
-    images: SplitImages,
+    examples: Examples,
     view: int,
     run: Inference,
     rows: Rows,
@@ -199,58 +201,27 @@ def pass_over(
     done: int,
     total: int,
 ) -> int:
-    """Append the features of one view of ``images``, but for those that are there already; return the images done in all."""
-    there = min(max(rows.count - view * len(images), 0), len(images))
-    if there < len(images):
+    """Append the features of one view of ``examples``, but for those that are there already; return the examples done in all."""
+    there = min(max(rows.count - view * len(examples), 0), len(examples))
+    if there < len(examples):
         there -= there % BATCH
-        rows.cut(view * len(images) + there)
+        rows.cut(view * len(examples) + there)
     if there:
         progress(done + there, total)
-    for first, pixels in chunks(images, there):
-        rows.append(run(view_of(pixels, view, first)).numpy())
-        progress(done + min(first + BATCH, len(images)), total)
-    return done + len(images)
+    for first, batch in chunks(examples, there):
+        rows.append(run(view_of(batch, view, first)).numpy())
+        progress(done + min(first + BATCH, len(examples)), total)
+    return done + len(examples)
 
 
-def chunks(images: SplitImages, start: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (position, pixels) of ``BATCH`` images at a time from ``start`` on; the next ones are read while these are worked on."""
-    if images.held is not None or start:
-        places = torch.arange(start, len(images)).split(BATCH) if start < len(images) else ()
-        yield from ((int(indices[0]), pixels) for indices, pixels in images.in_order(places))
+def chunks(examples: Examples, start: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield (position, batch) of ``BATCH`` examples at a time from ``start`` on; the next ones are read while these are worked on."""
+    if examples.held is not None or start:
+        places = torch.arange(start, len(examples)).split(BATCH) if start < len(examples) else ()
+        yield from ((int(indices[0]), batch) for indices, batch in examples.in_order(places))
         return
-    for number, batch in enumerate(batches(iter(images), BATCH)):
-        yield number * BATCH, torch.from_numpy(batch)
-
-
-def label_survives_mirror(images: SplitImages, rows: Rows, run: Inference, note: Callable[[str], None]) -> bool:
-    """Tell whether a mirrored image still belongs to its class, by its nearest neighbour among the images as they are.
-
-    Up to ``MIRRORED`` images look for their nearest neighbour among four times as many, themselves left out, as they are and mirrored.
-    Where the mirrored ones find their class clearly less often (digits, letters, road signs), mirroring makes wrong examples. It
-    needs no validation split. The drop that counts is 3 points, and more where so few images say little.
-    """
-    if len(images) < 2:
-        return False
-    places = torch.linspace(0, len(images) - 1, min(len(images), 4 * MIRRORED)).long().unique()
-    asked = torch.linspace(0, len(places) - 1, min(len(places), MIRRORED)).long().unique()
-    bank = torch.from_numpy(rows.read(places.numpy()))
-    mirrored = torch.cat(
-        [run(pixels.flip(2)) for _, pixels in images.in_order(places[asked].split(BATCH))]  # (N, H, W, 3): the columns
-    )
-    center, scale = bank.mean(0), bank.std(0) + 1e-6
-    bank, mirrored = (nn.functional.normalize((x - center) / scale, dim=1) for x in (bank, mirrored))
-    targets, agreement = images.targets[places], []
-    for queries in (bank[asked], mirrored):
-        similarity = queries @ bank.T
-        similarity[torch.arange(len(asked)), asked] = -2.0  # itself
-        agreement.append(float((targets[similarity.argmax(1)] == targets[asked]).float().mean()))
-    plain, flipped = agreement
-    keeps = plain - flipped <= 0.03 + 0.5 / len(asked) ** 0.5
-    note(
-        f"mirroring {'on' if keeps else 'off'}: the nearest neighbour has the right label for {plain:.1%} of the images, "
-        f"mirrored for {flipped:.1%}"
-    )
-    return keeps
+    for number, batch in enumerate(batches(iter(examples), examples.preprocess, BATCH)):
+        yield number * BATCH, batch
 
 
 def resumed_execution(begun: Path | None) -> Execution | None:

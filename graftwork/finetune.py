@@ -5,6 +5,8 @@ A run that is killed goes on from its last checkpoint and ends with the same wei
 """
 
 import math
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftwork import checkpoint
-from graftwork.averaging import State, greedy_soup, wise_ft
-from graftwork.backbones import build
-from graftwork.batches import SplitImages, augment
+from graftwork.averaging import State, average, greedy_soup, wise_ft
+from graftwork.batches import Examples
 from graftwork.calibration import fit_temperature
 from graftwork.convolutions import faster_gradients
 from graftwork.dataset import Dataset
@@ -36,8 +37,9 @@ from graftwork.execution import (
     plan_training,
     set_threads,
 )
-from graftwork.images import Preprocess
-from graftwork.model import read_info, read_tensors, ready_device, save_model, to_input
+from graftwork.files import finished_folder, write_json
+from graftwork.modality import Preprocess, backbones, name_of, transforms
+from graftwork.model import read_info, read_tensors, ready_device, save_model
 from graftwork.optimisation import (
     class_weights,
     epoch_order,
@@ -47,7 +49,7 @@ from graftwork.optimisation import (
     rate_factor,
     set_rates,
 )
-from graftwork.selection import METRICS, better, measure, rank
+from graftwork.selection import METRICS, better, measure, merit, rank
 from graftwork.settings import FineTuneSettings
 from graftwork.strategies import Plan, freeze, frozen_share, has_batchnorm, plan
 
@@ -67,8 +69,10 @@ def fine_tune(
     """Train from the Model artifact ``baseline`` and write the Model artifact ``folder``; return its ``model.json``.
 
     The same dataset, baseline and settings give the same weights, bit for bit on CPU, whether or not the run was killed and went on:
-    where ``GRAFTWORK_CHECKPOINTS`` names a folder, checkpoints lie there.
+    where ``GRAFTWORK_CHECKPOINTS`` names a folder, checkpoints lie there. With several ``seeds``, the best on validation is kept.
     """
+    if settings.seeds > 1:
+        return several_seeds(dataset, baseline, settings, folder, progress, note, on_epoch)
     info = read_info(baseline)
     with checkpoint.job_folder(
         "fine-tune", dataset.digest, info["sha256"], settings.model_dump(), note=note
@@ -76,6 +80,69 @@ def fine_tune(
         found = train(dataset, baseline, info, settings, folder, checkpoints, progress, note, on_epoch)
         checkpoint.remove(checkpoints)
     return found
+
+
+def several_seeds(
+    dataset: Dataset,
+    baseline: Path,
+    settings: FineTuneSettings,
+    folder: Path,
+    progress: Progress,
+    note: Callable[[str], None],
+    on_epoch: EpochReport,
+) -> dict[str, Any]:
+    """Train once a seed, from ``settings.seed`` on; write the model that is best on validation, with what each of them reached.
+
+    Runs on few examples differ by the seed alone as much as by most settings (Mosbach et al. 2021, "On the Stability of Fine-tuning BERT").
+    A seed that is done stays in the job's folder until all are: a run that was killed trains none of them twice.
+    """
+    made_of = ("seeds", dataset.digest, read_info(baseline)["sha256"], settings.model_dump())
+    with checkpoint.job_folder("fine-tune", *made_of, note=note) as kept, tempfile.TemporaryDirectory() as temporary:
+        place, found = kept or Path(temporary), []
+        for number in range(settings.seeds):
+            own = settings.model_copy(update={"seed": settings.seed + number, "seeds": 1})
+            model = place / f"seed-{own.seed}"
+            note(f"seed {own.seed}: {number + 1} of {settings.seeds}")
+            if not (model / "model.json").is_file():
+                fine_tune(
+                    dataset,
+                    baseline,
+                    own,
+                    model,
+                    lambda done, total, n=number: progress(n * total + done, settings.seeds * total),  # type: ignore[misc]
+                    note,
+                    # One curve has the metrics' own names; the others stand beside it.
+                    on_epoch
+                    if not number
+                    else lambda e, m, s=own.seed: on_epoch(e, {f"seed_{s}/{k}": v for k, v in m.items()}),  # type: ignore[misc]
+                )
+            found.append((own.seed, model, read_info(model)))
+        spread = [
+            {
+                "seed": seed,
+                "epoch": info["selection"]["epoch"],
+                "seconds": info["training_seconds"],
+                **info["selection"]["val"],
+            }
+            for seed, _, info in found
+        ]
+        seed, best, info = max(found, key=lambda one: rank(settings.metric, one[2]["selection"]["val"]))
+        values = [one[f"val_{settings.metric}"] for one in spread]
+        note(
+            f"{settings.seeds} seeds: val_{settings.metric} {min(values):.4f} to {max(values):.4f}, mean {np.mean(values):.4f}, "
+            f"standard deviation {np.std(values, ddof=1):.4f}; seed {seed} is kept"
+        )
+        info |= {
+            "seeds": spread,
+            "seconds": info["seconds"] + sum(one["seconds"] for one in spread) - info["training_seconds"],
+            "training_seconds": sum(one["seconds"] for one in spread),
+        }
+        with finished_folder(folder) as partial:
+            for file in best.iterdir():
+                shutil.copyfile(file, partial / file.name)
+            write_json(partial / "model.json", info)
+        checkpoint.remove(kept)
+    return info
 
 
 def train(
@@ -95,15 +162,16 @@ def train(
     torch.use_deterministic_algorithms(True, warn_only=True)
     generator = torch.Generator().manual_seed(settings.seed)  # order and augmentation
     device = ready_device()
-    preprocess = Preprocess(**info["preprocess"])
-    images = SplitImages(dataset, "train", preprocess, memory_share=settings.memory_share)
-    val = SplitImages(dataset, "val", preprocess, memory_share=settings.memory_share)
+    made = backbones(info)
+    preprocess = transforms(info).read_preprocess(info["preprocess"], baseline)
+    examples = Examples(dataset, "train", preprocess, memory_share=settings.memory_share)
+    val = Examples(dataset, "val", preprocess, memory_share=settings.memory_share)
     classes = len(dataset.classes)
-    counts = torch.bincount(images.targets, minlength=classes)
+    counts = torch.bincount(examples.targets, minlength=classes)
     imbalance = float(counts.max() / counts[counts > 0].min())
 
-    network = build(info["backbone"], info["backbone_args"], classes)
-    todo = plan(settings, len(images), classes, has_batchnorm(network), imbalance)
+    network = made.build(info["backbone"], info["backbone_args"], classes)
+    todo = plan(settings, len(examples), classes, has_batchnorm(network), imbalance, made.RECIPE)
     for reason in todo.reasons:
         note(reason)
     scratch = todo.strategy == "scratch"
@@ -111,28 +179,31 @@ def train(
         raise UserError(
             "setting batch_size = 1: BatchNorm learns nothing from one example; to train its statistics, use at least 2"
         )
-    flip = settings.flip == "yes" or (settings.flip == "auto" and info.get("augmentation", {}).get("flip", True))
+    augmentation = made.training_augmentation(settings.flip, settings.shift, info.get("augmentation", {}))
     if not scratch:
         load_start(network, baseline, info, settings.lp_ft)
     faster_gradients(network)
     network = network.to(device, memory_format=torch.channels_last)
-    start = {name: tensor.clone() for name, tensor in network.state_dict().items()} if settings.wise_ft else {}
+    start = {}
+    if settings.wise_ft or made.RECIPE.grafts:
+        start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     freeze(network, todo.strategy, info["head"])
 
-    steps_per_epoch = math.ceil(len(images) / todo.batch_size)
+    steps_per_epoch = math.ceil(len(examples) / todo.batch_size)
     steps = todo.epochs * steps_per_epoch
+    patience = max(settings.patience, math.ceil(made.RECIPE.patient_steps / steps_per_epoch))
     if todo.strategy == "gradual":
         network.requires_grad_(True)  # every layer has its place in the optimizer; which learn is set epoch by epoch
     optimizer = make_optimizer(network, todo, settings, steps)
-    averaged = settings.ema_decay and settings.optimizer != "schedule-free"
+    averaged = settings.ema_decay and settings.optimizer != "schedule-free" and steps >= made.RECIPE.ema_steps
     ema = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_power=0.75) if averaged else None
     mix = mixing(todo, settings, classes)
-    weights = class_weights(images.targets, classes).to(device) if todo.balance == "weights" else None
+    weights = class_weights(examples.targets, classes).to(device) if todo.balance == "weights" else None
     loss_of = make_loss(settings.label_smoothing, weights)
     wanted = tuple(dict.fromkeys(("accuracy", "loss", settings.metric)))
 
     restored = checkpoint.load(checkpoints, note) if checkpoints else None
-    planned = execution_plan(network, info, todo, settings, images, preprocess, device)
+    planned = execution_plan(network, info, todo, settings, examples, preprocess, device)
     note(f"plan: {planned}")
     # What goes on is run as it was begun, whatever would be chosen now.
     execution = Execution(*restored[1]["execution"]) if restored else planned.execution
@@ -145,20 +216,20 @@ def train(
         evaluating(optimizer)
         if not len(val):
             return np.zeros((0, classes), np.float32)
-        usual = default_execution(settings, device, preprocess.size)._replace(precision="fp32", engine="eager")
+        usual = default_execution(settings, device, preprocess)._replace(precision="fp32", engine="eager")
         usual = usual._replace(memory_format=execution.memory_format)
         run = Inference(candidate, preprocess, device, usual, note)
-        return torch.cat([run(pixels) for _, pixels in val.in_order(torch.arange(len(val)).split(256))]).numpy()
+        return torch.cat([run(batch) for _, batch in val.in_order(torch.arange(len(val)).split(256))]).numpy()
 
     def validate(candidate: Any) -> dict[str, float]:
         return measure(val_logits(candidate), val.targets.numpy(), wanted)
 
-    def train_step(indices: Tensor, pixels: Tensor) -> Tensor:
+    def train_step(indices: Tensor, batch: Tensor) -> Tensor:
         """Run one batch forward and backward, in parts where memory wants it, and step; return the mean loss."""
         nonlocal execution
-        pixels = augment(pixels.to(device, non_blocking=True), flip, settings.shift, generator)
-        targets: Tensor = images.targets[indices].to(device, non_blocking=True)
-        x = to_input(pixels, preprocess, device)
+        batch = made.augment(batch.to(device, non_blocking=True), augmentation, generator)
+        targets: Tensor = examples.targets[indices].to(device, non_blocking=True)
+        x = preprocess.to_input(batch, device)
         if mix and len(x) > 1:
             even = len(x) - len(x) % 2  # timm mixes pairs: the odd one of a last batch stays as it is
             mixed, soft = mix(x[:even], targets[:even])
@@ -192,7 +263,7 @@ def train(
         return total
 
     if settings.rate_test and not restored:
-        todo = todo._replace(learning_rate=find_rate(network, optimizer, todo, images, train_step, generator, note))
+        todo = todo._replace(learning_rate=find_rate(network, optimizer, todo, examples, train_step, generator, note))
         optimizer = make_optimizer(network, todo, settings, steps)
 
     # Epoch 0 is the probe itself: if no epoch beats it, it is what is kept.
@@ -224,6 +295,13 @@ def train(
         best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         history.append({"epoch": 0, **best_metrics})
         on_epoch(0, best_metrics)
+        if settings.reset_layers and not scratch:
+            made.reset_top(network, settings.reset_layers)
+            with torch.no_grad():  # the probe was fitted to what the old layers gave
+                for parameter in network.get_submodule(info["head"]).parameters():
+                    parameter.zero_()
+            if ema:
+                ema.set(network)
 
     def keep_checkpoint() -> None:
         if checkpoints is None:
@@ -262,14 +340,15 @@ def train(
         set_training_mode(network, todo.frozen_statistics)
         training(optimizer)
         if not len(order):
-            order = epoch_order(images.targets, classes, todo.balance, generator, images.weights)
+            order = epoch_order(examples.targets, classes, todo.balance, generator, examples.weights)
+            order = examples.by_length(order, todo.batch_size, generator)
             loss_sum, at["seconds"] = torch.zeros((), device=device), 0.0
         clock = time.perf_counter()
         left = order[at["position"] :]  # none, where the run was stopped before it was validated
-        for indices, pixels in images.in_order(left.split(todo.batch_size) if len(left) else ()):
+        for indices, batch in examples.in_order(left.split(todo.batch_size) if len(left) else ()):
             if not (len(indices) == 1 and not todo.frozen_statistics):  # BatchNorm has no statistics of one example
                 set_rates(optimizer, rate_factor(settings, int(at["step"]), steps, history))
-                loss_sum = loss_sum + train_step(indices, pixels) * len(indices)
+                loss_sum = loss_sum + train_step(indices, batch) * len(indices)
                 at["step"] += 1
                 if ema:
                     ema.update(network, int(at["step"]))
@@ -282,7 +361,7 @@ def train(
         at["seconds"] += time.perf_counter() - clock
         candidate = ema.module if ema else network
         metrics = validate(candidate)
-        train_loss = float(loss_sum / len(images))
+        train_loss = float(loss_sum / len(examples))
         if not math.isfinite(train_loss + metrics["val_loss"]):
             note(f"training diverged in epoch {epoch}: the loss is no number any more; try a smaller learning_rate")
             break
@@ -290,7 +369,7 @@ def train(
             "train_loss": train_loss,
             **metrics,
             "learning_rate": max(group["lr"] for group in optimizer.param_groups),
-            "images_per_second": len(images) / max(at["seconds"], 1e-9),
+            "images_per_second": len(examples) / max(at["seconds"], 1e-9),
         }
         history.append({"epoch": epoch, **entry})
         on_epoch(epoch, entry)
@@ -302,7 +381,7 @@ def train(
         if better(settings.metric, metrics, best_metrics) or not len(val):
             best_metrics, at["best_epoch"] = metrics, epoch
             best = {name: tensor.clone() for name, tensor in candidate.state_dict().items()}
-        at |= {"epoch": epoch + 1, "position": 0, "stopped": epoch - at["best_epoch"] >= settings.patience}
+        at |= {"epoch": epoch + 1, "position": 0, "stopped": epoch - at["best_epoch"] >= patience}
         order = order[:0]
         if settings.checkpoint_seconds:
             keep_checkpoint()
@@ -323,16 +402,30 @@ def train(
         on_cpu = {name: tensor.cpu() for name, tensor in best.items()}
         first = {name: tensor.cpu() for name, tensor in start.items()}
         best, best_metrics, averages["wise_ft"] = wise_ft(first, on_cpu, best_metrics, settings.metric, measure_state)
+    grafts = made.RECIPE.grafts and settings.lp_ft and not scratch and not settings.reset_layers
+    if grafts and at["best_epoch"] and not settings.wise_ft:
+        half = average([(0.5, start), (0.5, best)])
+        values = measure_state(half)
+        # Half way back is the safer place: the tuned weights alone must be better by more than luck, as in the choice of a candidate.
+        luck = 0.0 if settings.metric == "loss" else 1.5 / max(len(val), 1)
+        if merit(settings.metric, values) + luck >= merit(settings.metric, best_metrics):
+            best, best_metrics, averages["half_way"] = half, values, 0.5
     network.load_state_dict(best)
     logits = val_logits(network)
     final = measure(logits, val.targets.numpy(), METRICS)
+    if grafts:
+        moved = with_refit_head(best, baseline, info)
+        # It has learned from validation: where it does no better there, the layers below have moved too far for what it learned.
+        if not at["best_epoch"] or rank(settings.metric, measure_state(moved)) > rank(settings.metric, final):
+            best, averages["refit_head"] = moved, True
     seconds = before + time.perf_counter() - began
     return save_model(
         folder,
         {k: v.cpu().numpy() for k, v in best.items()},
         {
+            "modality": name_of(info),
             **{k: info[k] for k in ("backbone", "backbone_args", "head", "classes", "preprocess")},
-            "augmentation": {"flip": flip, "shift": settings.shift},
+            "augmentation": augmentation,
             "weights": {"source": "random", "sha256": ""} if scratch else info["weights"],
             "candidate": "scratch" if scratch else "fine_tuned",
             "dataset_digest": dataset.digest,
@@ -352,10 +445,11 @@ def train(
                 **settings.model_dump(),
                 **{k: v for k, v in todo._asdict().items() if k in FineTuneSettings.model_fields},
                 "batchnorm": "frozen" if todo.frozen_statistics else "trained",
-                "flip": "yes" if flip else "no",
+                "flip": "yes" if augmentation.get("flip") else "no",
             },
             "history": history,
         },
+        files=preprocess.files(),
     )
 
 
@@ -375,22 +469,36 @@ def load_start(network: Any, baseline: Path, info: dict[str, Any], lp_ft: bool) 
     network.load_state_dict(state)
 
 
+def with_refit_head(state: State, baseline: Path, info: dict[str, Any]) -> State:
+    """Return ``state`` with what the baseline's head learned from validation added to its own: the final head less the probe's.
+
+    Whatever was judged on validation was judged before; where training changed nothing, this is the baseline itself.
+    """
+    from safetensors.torch import load_file
+
+    final, moved = read_tensors(baseline, info), dict(state)
+    for name, probe in load_file(baseline / "probe.safetensors").items():
+        key = f"{info['head']}.{name}"
+        moved[key] = state[key] + (torch.from_numpy(final[key]) - probe).to(state[key])
+    return moved
+
+
 def execution_plan(
     network: Any,
     info: dict[str, Any],
     todo: Plan,
     settings: FineTuneSettings,
-    images: SplitImages,
+    examples: Examples,
     preprocess: Preprocess,
     device: torch.device,
 ) -> Planned:
     """Choose how the network is trained, by timed steps on one batch."""
     set_training_mode(network, todo.frozen_statistics)
-    few = torch.arange(min(todo.batch_size, len(images)))
-    total = todo.epochs * len(images)
-    targets, splittable = images.targets[few], todo.frozen_statistics
+    few = torch.arange(min(todo.batch_size, len(examples)))
+    total = todo.epochs * len(examples)
+    targets, splittable = examples.targets[few], todo.frozen_statistics
     return plan_training(
-        network, info["backbone"], images[few], targets, preprocess, device, total, settings, splittable
+        network, info["backbone"], examples[few], targets, preprocess, device, total, settings, splittable
     )
 
 
@@ -428,7 +536,7 @@ def find_rate(
     network: Any,
     optimizer: Any,
     todo: Plan,
-    images: SplitImages,
+    examples: Examples,
     train_step: Callable[[Tensor, Tensor], Tensor],
     generator: torch.Generator,
     note: Callable[[str], None],
@@ -440,8 +548,8 @@ def find_rate(
 
     def step(rate: float) -> float:
         set_rates(optimizer, rate / todo.learning_rate)
-        indices = torch.randint(len(images), (todo.batch_size,), generator=generator)
-        return float(train_step(indices, images[indices]))
+        indices = torch.randint(len(examples), (todo.batch_size,), generator=generator)
+        return float(train_step(indices, examples[indices]))
 
     rate, curve = range_test(step)
     if not curve:

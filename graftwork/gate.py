@@ -1,7 +1,7 @@
 """The gate: whether a challenger becomes champion, by a policy that is a YAML text. ``docs/policy.md`` shows every rule.
 
 A better figure is no proof: of two models that are equally good, one is ahead on any test set. So the champion is beaten only if chance explains
-it badly, by McNemar's exact test or a paired bootstrap on the same images. Whoever asks many times promotes by luck in the end all the same:
+it badly, by McNemar's exact test or a paired bootstrap on the same examples. Whoever asks many times promotes by luck in the end all the same:
 a test set that has decided often has to be renewed.
 """
 
@@ -70,7 +70,7 @@ class BaselinePolicy(Settings):
 
 
 class ChampionPolicy(Settings):
-    """What is asked of a challenger against the champion, on the same test images."""
+    """What is asked of a challenger against the champion, on the same test examples."""
 
     by: Literal["confidence", "margin", "not-worse"] = Field(
         default="confidence",
@@ -94,12 +94,15 @@ class ChampionPolicy(Settings):
 class Policy(Settings):
     """What a challenger must show to become champion."""
 
-    metric: Metric = Field("accuracy", description="of the test images; what floor, baseline and champion are about")
+    metric: Metric = Field("accuracy", description="of the test examples; what floor, baseline and champion are about")
     floor: MaybeNumber = Field(
         None, ge=0, description="least value of the metric; for log_loss and ece the largest; none: any"
     )
     worst_class_recall: Number = Field(
-        0.0, ge=0, le=1, description="least recall of the class that has the lowest, of those with test images; 0: any"
+        0.0,
+        ge=0,
+        le=1,
+        description="least recall of the class that has the lowest, of those with test examples; 0: any",
     )
     baseline: BaselinePolicy = Field(BaselinePolicy(), description="what is asked against the baseline")
     champion: ChampionPolicy = Field(ChampionPolicy(), description="what is asked against the champion")
@@ -107,7 +110,7 @@ class Policy(Settings):
         0.1, ge=0, le=1, description="largest calibration error, by the lower end of its interval; none: any"
     )
     max_warnings: MaybeCount = Field(None, ge=0, description="most warnings of data validation; none: any")
-    max_latency_ms: MaybeNumber = Field(None, gt=0, description="most milliseconds for one image (median); none: any")
+    max_latency_ms: MaybeNumber = Field(None, gt=0, description="most milliseconds for one example (median); none: any")
     max_size_mb: MaybeNumber = Field(None, gt=0, description="largest weights, in megabytes; none: any")
 
     @model_validator(mode="after")
@@ -122,7 +125,7 @@ class Policy(Settings):
 
 class ChampionEvidence(NamedTuple):
     version: str
-    probabilities: Floats | None  # (N, C), on the challenger's test images; None where there is a problem
+    probabilities: Floats | None  # (N, C), on the challenger's test examples; None where there is a problem
     problem: str = ""  # why it cannot be compared
 
 
@@ -137,7 +140,7 @@ class Evidence(NamedTuple):
     champion: ChampionEvidence | None
     validation: dict[str, Any] | None  # {"critical": n, "warnings": n}
     size_mb: float
-    latency_ms: float | None  # of one image, median
+    latency_ms: float | None  # of one example, median
     rolled_back: bool = False  # `graftwork rollback` took these very weights out of service
 
 
@@ -219,10 +222,10 @@ def decide(policy: Policy, evidence: Evidence) -> dict[str, Any]:
     a bound that is set, but whose figure is missing, fails: it is not shown to hold.
 
     Raises:
-        UserError: there is no test image.
+        UserError: there is no test example.
     """
     if not len(evidence.targets):
-        raise UserError("test split: is empty, so nothing can be proved; add test images or raise test_fraction")
+        raise UserError("test split: is empty, so nothing can be proved; add test examples or raise test_fraction")
     rules = [
         rule_rolled_back(evidence),
         *rules_validation(policy, evidence),
@@ -231,7 +234,7 @@ def decide(policy: Policy, evidence: Evidence) -> dict[str, Any]:
         rule_baseline(policy, evidence),
         rule_champion(policy, evidence),
         rule_ece(policy, evidence),
-        rule_most("max_latency_ms", "one image takes", "ms", policy.max_latency_ms, evidence.latency_ms),
+        rule_most("max_latency_ms", "one example takes", "ms", policy.max_latency_ms, evidence.latency_ms),
         rule_most("max_size_mb", "the weights are", "MB", policy.max_size_mb, evidence.size_mb),
     ]
     # What stopped it comes first; what was not asked for is told only where one would look for it.
@@ -307,10 +310,10 @@ def rule_worst_class(policy: Policy, evidence: Evidence) -> Rule:
     known = [c for c in evidence.score.get("per_class", []) if c["examples"] and c["recall"] is not None]
     if not known:
         passed = False if bound else None
-        return ruled("worst_class_recall", passed, "no class has a recall on these test images", bound=bound)
+        return ruled("worst_class_recall", passed, "no class has a recall on these test examples", bound=bound)
     worst = min(known, key=lambda c: c["recall"])
     recall = float(worst["recall"])
-    said = f"the class with the lowest recall is {one_line(worst['class'], 60)}, {recall:.2%} of {counted(worst['examples'], 'image')}"
+    said = f"the class with the lowest recall is {one_line(worst['class'], 60)}, {recall:.2%} of {counted(worst['examples'], 'example')}"
     figures = {"class": worst["class"], "recall": recall, "examples": worst["examples"], "bound": bound}
     if not bound:
         return ruled("worst_class_recall", None, f"{said}; the policy sets no floor", **figures)
@@ -374,14 +377,14 @@ def rule_champion(policy: Policy, evidence: Evidence) -> Rule:
         verdict = f"not beaten: {evidence.candidate} is behind by {points(metric, -difference)}"
     else:
         verdict = f"not beaten: {evidence.candidate} has as much"
-    reason = f"{title} has {shown(metric, found['theirs'])} {words(metric)} on the same {counted(len(evidence.targets), 'image')}"
+    reason = f"{title} has {shown(metric, found['theirs'])} {words(metric)} on the same {counted(len(evidence.targets), 'example')}"
     return ruled("champion", passed, f"{reason}: {verdict} ({proof})", **found)
 
 
 def judged(
     metric: str, by: str, margin: float, confidence: float, evidence: Evidence, theirs: Floats
 ) -> tuple[bool, dict[str, Any], str]:
-    """Compare the challenger with another model on the same images; return whether it passes, the figures and how it was judged."""
+    """Compare the challenger with another model on the same examples; return whether it passes, the figures and how it was judged."""
     targets, mine = evidence.targets, evidence.probabilities
     values = [measure_one(metric, targets, p) for p in (mine, theirs)]
     found: dict[str, Any] = {
@@ -406,9 +409,9 @@ def judged(
         return passed, found, f"McNemar p {figure(p)}" + ("" if passed else f", and not under {found['alpha']:.2g}")
     bound = -margin if by == "not-worse" else margin
     found |= {"test": "bootstrap", "confidence": confidence, "lower_bound": None}
-    fewest = fewest_images(metric, by, margin, confidence)
+    fewest = fewest_examples(metric, by, margin, confidence)
     if len(targets) < fewest:
-        return False, found, f"{fewest:,} test images are the fewest that can show it"
+        return False, found, f"{fewest:,} test examples are the fewest that can show it"
     lower = compare(targets, mine, theirs, parse(EvaluateSettings, {"confidence": confidence}), metric)["lower_bound"]
     if lower is None:
         return False, found, "a bootstrap gives no bound"
@@ -421,7 +424,7 @@ def judged(
 
 
 def mcnemar(targets: Ints, mine: Floats, theirs: Floats) -> tuple[int, int, float]:
-    """Return how many images only the first model has right, how many only the second, and the one-sided p of McNemar's exact test.
+    """Return how many examples only the first model has right, how many only the second, and the one-sided p of McNemar's exact test.
 
     That is the chance of so many for the first, were both equally likely to be the one that is right (McNemar 1947).
     """
@@ -434,11 +437,11 @@ def mcnemar(targets: Ints, mine: Floats, theirs: Floats) -> tuple[int, int, floa
     return only_mine, only_theirs, float(binomtest(only_mine, only_mine + only_theirs, alternative="greater").pvalue)
 
 
-def fewest_images(metric: str, by: str, margin: float, confidence: float) -> int:
-    """Return the fewest test images that a bootstrap is believed on.
+def fewest_examples(metric: str, by: str, margin: float, confidence: float) -> int:
+    """Return the fewest test examples that a bootstrap is believed on.
 
-    Where no image shows a difference, a bootstrap's bound is 0 on any number of them; yet what happens to a share ``margin`` of all images is
-    missed by n images with the chance (1 - margin)**n (the rule of three: Hanley and Lippman-Hand 1983, "If nothing goes wrong, is everything
+    Where no example shows a difference, a bootstrap's bound is 0 on any number of them; yet what happens to a share ``margin`` of all examples is
+    missed by n examples with the chance (1 - margin)**n (the rule of three: Hanley and Lippman-Hand 1983, "If nothing goes wrong, is everything
     all right?").
     """
     if by != "not-worse" or metric == "log_loss" or margin >= 1:
@@ -491,11 +494,11 @@ def words(metric: str) -> str:
 
 
 def undefined(metric: str) -> str:
-    return f"{words(metric)} is undefined on these test images"
+    return f"{words(metric)} is undefined on these test examples"
 
 
 def has(evidence: Evidence, value: float, metric: str) -> str:
-    return f"{evidence.candidate} has {shown(metric, value)} {words(metric)} on {counted(len(evidence.targets), 'test image')}"
+    return f"{evidence.candidate} has {shown(metric, value)} {words(metric)} on {counted(len(evidence.targets), 'test example')}"
 
 
 def shown(metric: str, value: float) -> str:

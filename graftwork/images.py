@@ -2,14 +2,22 @@
 
 import contextlib
 import io
+import math
 import threading
 import warnings
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps
 from pydantic import BaseModel, ConfigDict
+
+from graftwork.modality import BrokenExampleError
+
+if TYPE_CHECKING:
+    import torch
 
 Array = npt.NDArray[np.uint8]
 INTERPOLATION = {
@@ -20,7 +28,11 @@ INTERPOLATION = {
 }
 
 
-class BrokenImageError(Exception):
+LIBRARIES = ("timm", "pillow")  # on whose versions an image model depends
+PIXELS_AT_ONCE = {"cpu": 64 * 96 * 96, "cuda": 256 * 224 * 224, "mps": 64 * 224 * 224}
+
+
+class BrokenImageError(BrokenExampleError):
     """The bytes are not an image that can be used; the text is the reason, in a few words."""
 
 
@@ -46,6 +58,56 @@ class Preprocess(BaseModel):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    # As graftwork.modality.Preprocess says.
+
+    def example(self, data: bytes, limit: int = 0) -> Array:
+        return fit(decode(data, limit) if limit else decode(data), self)
+
+    def stack(self, examples: Sequence[Array]) -> "torch.Tensor":
+        import torch
+
+        return torch.from_numpy(np.stack(examples))
+
+    def to_input(self, batch: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+        """Turn uint8 images of shape (N, H, W, 3) into the network's input: float32 (N, 3, H, W), normalised, channels last in memory."""
+        import torch
+
+        x = batch.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+        mean = torch.tensor(self.mean, device=device).mul(255).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=device).mul(255).view(1, 3, 1, 1)
+        return x.sub_(mean).div_(std)
+
+    def lengths(self, batch: "torch.Tensor") -> None:
+        return None
+
+    @property
+    def example_bytes(self) -> int:
+        return 3 * self.size**2
+
+    @property
+    def at_once(self) -> dict[str, int]:
+        return {
+            device: int(max(8, 2 ** round(math.log2(pixels / self.size**2))))
+            for device, pixels in PIXELS_AT_ONCE.items()
+        }
+
+    def options(self, device: str) -> dict[str, tuple[str, ...]]:
+        # The largest gains come first: the budget may end before the rest.
+        engines = ("eager", "traced", "compiled") if device == "cpu" else ("eager", "compiled")
+        return {"engine": engines, "memory_format": ("channels_last", "contiguous")}
+
+    @property
+    def shape_key(self) -> str:
+        return str(self.size)
+
+    def files(self) -> dict[str, bytes]:
+        return {}
+
+
+def read_preprocess(values: dict[str, Any], folder: Path) -> Preprocess:
+    """Return the Preprocess that a ``model.json`` describes; nothing of it lies elsewhere in ``folder``."""
+    return Preprocess(**values)
 
 
 def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:

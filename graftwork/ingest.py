@@ -17,11 +17,12 @@ from graftwork import __version__
 from graftwork.dataset import FORMAT, SCHEMA, SPLITS, dataset_digest
 from graftwork.errors import UserError, one_line
 from graftwork.files import finished_folder, write_json
+from graftwork.modality import looks
 from graftwork.packing import Packed, Packer, why
 from graftwork.parallel import bounded_map
 from graftwork.settings import IngestSettings
 from graftwork.sources import open_source
-from graftwork.sources.record import DataSource, Record
+from graftwork.sources.record import DataSource, Reading, Record
 from graftwork.splits import Labelled, assign_splits, limit_per_class
 
 Progress = Callable[[int, int], None]
@@ -42,23 +43,19 @@ def ingest(
     Raises:
         UserError: the source cannot be read, or holds nothing that can be learned from.
     """
-    source = source or open_source(settings.data)
+    source = source or open_source(settings.data, Reading.of(settings.model_dump()))
     root = hashlib.sha256(settings.data.encode("utf-8", "surrogateescape")).hexdigest()
     limited = bool(settings.train_per_class or settings.test_per_class)
     with finished_folder(folder) as partial:
-        packer = Packer(root, partial / "packs", settings)
+        packer = Packer(root, partial / "packs", settings, source.modality)
         try:
             found = (take_some if limited else take_all)(source, packer, settings, progress)
             if not found.codes:
                 first = found.broken[0] if found.broken else {"source": settings.data, "reason": "nothing was left"}
                 raise UserError(
-                    f"data {one_line(settings.data)}: none of its {len(found.broken)} images can be decoded "
+                    f"data {one_line(settings.data)}: none of its {len(found.broken)} {packer.looks.NOUN}s can be decoded "
                     f"({one_line(first['source'])}: {first['reason']}); "
-                    + (
-                        "check the paths"
-                        if first["reason"].startswith("no such")
-                        else "give images that a viewer opens"
-                    )
+                    + ("check the paths" if first["reason"].startswith("no such") else packer.looks.HINT)
                 )
             (partial / "shards").mkdir()
             places = packer.finish(list(found.codes), partial / "shards", partial / "signatures.parquet")
@@ -71,6 +68,7 @@ def ingest(
         counts = Counter(zip(found.splits, found.labels, strict=True))
         info: dict[str, Any] = {
             "format": FORMAT,
+            "modality": source.modality,
             "name": source.name,
             "source": settings.data,
             "digest": dataset_digest(zip(found.contents, found.labels, found.splits, strict=True)),
@@ -203,7 +201,7 @@ def changed(key: str) -> UserError:
 
 
 # What ``graftwork.slices`` knows of every dataset: no column of the user's own.
-STANDARD = (*(name for name in SCHEMA.names if name != "columns"), "side", "brightness", "contrast", "saturation")
+STANDARD = tuple(name for name in SCHEMA.names if name != "columns")
 
 
 def own_columns(source: DataSource, settings: IngestSettings) -> dict[str, str]:
@@ -212,14 +210,15 @@ def own_columns(source: DataSource, settings: IngestSettings) -> dict[str, str]:
     Raises:
         UserError: the source has no such column.
     """
-    names = [name for name in settings.slices if name not in STANDARD]
+    known = looks(source.modality).SLICES
+    names = [name for name in settings.slices if name not in (*STANDARD, *known)]
     if not names:
         return {}
     read = getattr(source, "own_columns", None)
     if read is None:
         raise UserError(
             f"setting slices = {one_line(', '.join(names))}: only a manifest (.csv, .tsv, .parquet) has columns of its own; "
-            "without one, choose among label, group, time, source, mode, width, height, side, brightness, contrast, saturation"
+            f"without one, choose among label, group, time, source, mode, width, height, {', '.join(known)}"
         )
     columns = {name: column.to_pylist() for name, column in read(names).items()}
     said: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """Learning curves: what transfer is worth at each number of labels, and how many labels and how much time it saves.
 
 A cell of the curve is one number of labels a class and one seed: the baseline, the fine-tuned network and the one from scratch, each
-trained on the same images and tested on the same images. Finished cells are kept, so a curve that is stopped goes on where it stopped.
+trained on the same examples and tested on the same examples. Finished cells are kept, so a curve that is stopped goes on where it stopped.
 """
 
 import csv
@@ -86,7 +86,7 @@ def read_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
 def check_labels(
     parameters: dict[str, Any], cells: Iterable[Cell], folder: Path, stage: Callable[[Cell], Stage]
 ) -> list[str]:
-    """Pack the largest dataset of every seed, and return notes on classes that have fewer images than asked.
+    """Pack the largest dataset of every seed, and return notes on classes that have fewer examples than asked.
 
     Before anything is trained: a curve whose last point cannot be had should not be found out after an hour.
 
@@ -96,7 +96,7 @@ def check_labels(
     largest: dict[int, Cell] = {}
     for cell in cells:
         largest[cell.seed] = max(cell, largest.get(cell.seed, cell))
-    held: dict[str, int] = {}  # class: training images, where fewer than asked; the fewest of all seeds
+    held: dict[str, int] = {}  # class: training examples, where fewer than asked; the fewest of all seeds
     most, broken = [], 0
     for cell in largest.values():
         done = read_cell(folder, cell)
@@ -104,12 +104,12 @@ def check_labels(
             info = done["dataset"] if done else pack(parameters, cell, folder, stage(cell))
             broken = max(broken, info["broken"])
             if not sum(info["counts"]["test"].values()):
-                raise UserError("test split: is empty, so there is no curve; add test images or raise test_fraction")
+                raise UserError("test split: is empty, so there is no curve; add test examples or raise test_fraction")
             most.append(max(info["counts"]["train"].values()))
             if most[-1] < cell.per_class:
                 raise UserError(
-                    f"per-class {cell.per_class}: no class has more than {min(most)} training images once the test and validation "
-                    f"images are set apart; ask for at most {min(most)}"
+                    f"per-class {cell.per_class}: no class has more than {min(most)} training examples once the test and validation "
+                    f"examples are set apart; ask for at most {min(most)}"
                 )
         except UserError:
             shutil.rmtree(folder / f"{cell}.work", ignore_errors=True)
@@ -117,18 +117,18 @@ def check_labels(
         for label, count in info["counts"]["train"].items():
             if count < cell.per_class:
                 held[label] = min(count, held.get(label, count))
-    notes = [f"{broken} images cannot be decoded and are left out"] if broken else []
+    notes = [f"{broken} examples cannot be decoded and are left out"] if broken else []
     if held:
         some = ", ".join(f"{one_line(label, 40)} {count}" for label, count in sorted(held.items())[:5])
         some += f" and {len(held) - 5} more classes" if len(held) > 5 else ""
-        notes.append(f"fewer training images than asked, so these give all they have: {some}")
+        notes.append(f"fewer training examples than asked, so these give all they have: {some}")
     return notes
 
 
 def pack(parameters: dict[str, Any], cell: Cell, folder: Path, stage: Stage) -> dict[str, Any]:
-    """Ingest the cell's dataset if it is not there, and return what is kept of it: name, digest, counts, number of broken images.
+    """Ingest the cell's dataset if it is not there, and return what is kept of it: name, digest, counts, number of broken examples.
 
-    The images of a small size are among those of a larger one, and the test images are the same at every size: ``ingest`` takes the first
+    The examples of a small size are among those of a larger one, and the test examples are the same at every size: ``ingest`` takes the first
     of each class in an order that only the contents and the seed decide.
     """
     path = folder / f"{cell}.work" / "dataset"
@@ -249,9 +249,9 @@ def mean(values: list[float]) -> float:
 
 
 def interval(accuracies: list[float], intervals: list[list[float]], confidence: float) -> list[float]:
-    """Return the interval [low, high] of a mean over seeds, for other seeds and for other test images.
+    """Return the interval [low, high] of a mean over seeds, for other seeds and for other test examples.
 
-    The seeds' part is Student's t on their spread; the test images' part is the mean distance to the bounds of ``evaluate``'s
+    The seeds' part is Student's t on their spread; the test examples' part is the mean distance to the bounds of ``evaluate``'s
     bootstrap. They are independent, so their squares add up. With one seed, what is left is the bootstrap interval.
     """
     centre, seeds = mean(accuracies), 0.0

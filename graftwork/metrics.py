@@ -40,7 +40,7 @@ LOWER_IS_BETTER = frozenset({"log_loss", "ece"})
 RANKED = ("auroc", "average_precision")  # need every class's order of the examples: the dear ones
 BINS = 15  # of confidence, of equal width
 POINTS = 100  # of the ROC curve, at the most
-FEW = 30  # test images; of fewer, no interval is to be trusted
+FEW = 30  # test examples; of fewer, no interval is to be trusted
 FEW_PER_CLASS = 10
 # Examples x classes x resamples that the order metrics may cost, some seconds; they have fewer resamples beyond it, but not fewer than these.
 RANK_WORK, FEWEST_RESAMPLES = 4_000_000_000, 200
@@ -61,11 +61,11 @@ def score(
         UserError: there are no examples, or a logit is not finite.
     """
     if not len(targets):
-        raise UserError("test split: is empty, so nothing can be proved; add test images or raise test_fraction")
+        raise UserError("test split: is empty, so nothing can be proved; add test examples or raise test_fraction")
     bad = ~np.isfinite(logits).all(1)
     if bad.any():
         raise UserError(
-            f"the model gives a logit that is no finite number for {bad.sum():,} of {len(targets):,} test images, so it cannot be evaluated; train again"
+            f"the model gives a logit that is no finite number for {bad.sum():,} of {len(targets):,} test examples, so it cannot be evaluated; train again"
         )
     predicted, chances, raw = logits.argmax(1), calibrated(logits, temperature), calibrated(logits)
     rank_resamples = affordable(len(targets), len(classes), settings.resamples)
@@ -151,7 +151,7 @@ def compare(
 
 
 def certain_bounds(difference: float, examples: int, confidence: float) -> tuple[list[float], float]:
-    """Return "interval" and "lower_bound" of a difference of 1 or -1, of which no resample has another: Wilson's, where three images prove little."""
+    """Return "interval" and "lower_bound" of a difference of 1 or -1, of which no resample has another: Wilson's, where three examples prove little."""
     from scipy.stats import binomtest
 
     test = binomtest(examples, examples)
@@ -331,7 +331,7 @@ def intervals(
 ) -> dict[str, list[float] | None]:
     """Return ``{METRIC_interval: [low, high]}`` at ``settings.confidence``; None where the bootstrap has nothing to say.
 
-    Where every resample gives the same figure, as if all of ten images are right, the bootstrap would claim certainty: a share has Wilson's interval
+    Where every resample gives the same figure, as if all of ten examples are right, the bootstrap would claim certainty: a share has Wilson's interval
     then, anything else none. The calibration error adds up magnitudes, so that chance alone makes it larger: a resample's by a bias over the test set's,
     and the test set's by about as much over the truth. Its interval is moved back by that bias, the lower end by twice as much, and not below nought.
     How often it holds the truth, and the plain one does, is measured by ``benchmarks/evaluation.py``; of a model without any error both are too high.
@@ -526,24 +526,24 @@ def notes(
     held = np.bincount(targets, minlength=len(classes))
     if (held > 0).sum() == 1:
         said.append(
-            f"all test images are of one class ({classes[int(held.argmax())]}), so AUROC and average precision are undefined"
+            f"all test examples are of one class ({classes[int(held.argmax())]}), so AUROC and average precision are undefined"
         )
     if len(targets) < FEW:
-        images = f"{len(targets)} test image{'s' if len(targets) > 1 else ''}"
-        said.append(f"only {images}: no figure here is certain, and intervals of so few are too narrow")
+        few = f"{len(targets)} test example{'s' if len(targets) > 1 else ''}"
+        said.append(f"only {few}: no figure here is certain, and intervals of so few are too narrow")
     absent = [name for name, n in zip(classes, held, strict=True) if n == 0]
     if absent:
-        said.append(f"without test images, and left out of the macro means: {listed(absent)}")
+        said.append(f"without test examples, and left out of the macro means: {listed(absent)}")
     scarce = [name for name, n in zip(classes, held, strict=True) if 0 < n < FEW_PER_CLASS]
     if scarce:
-        said.append(f"fewer than {FEW_PER_CLASS} test images, so that their own figures say little: {listed(scarce)}")
+        said.append(f"fewer than {FEW_PER_CLASS} test examples, so that their own figures say little: {listed(scarce)}")
     alike = [name for name in HEADLINES if found[name] is not None and found[f"{name}_interval"] is None]
     if alike:
         said.append(f"every resample gives the same figure, so there is no interval: {', '.join(alike)}")
     if rank_resamples < settings.resamples:
         said.append(
             f"the intervals of AUROC and average precision are of {rank_resamples:,} resamples, not {settings.resamples:,}: "
-            f"{len(targets):,} images of {len(classes):,} classes would take too long"
+            f"{len(targets):,} examples of {len(classes):,} classes would take too long"
         )
     return said
 

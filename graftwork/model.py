@@ -20,7 +20,7 @@ from graftwork import __version__
 from graftwork.calibration import probabilities
 from graftwork.errors import UserError
 from graftwork.files import finished_folder, write_json
-from graftwork.images import Array, Preprocess
+from graftwork.modality import Array, Preprocess, backbones, transforms
 
 if TYPE_CHECKING:
     import torch
@@ -54,17 +54,20 @@ def save_model(
     tensors: dict[str, npt.NDArray[Any]],
     info: dict[str, Any],
     beside: dict[str, dict[str, npt.NDArray[Any]]] | None = None,
+    files: dict[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Write ``tensors`` (name: array) and ``info`` as a Model artifact; return ``model.json``, with the digest and the versions added.
 
-    ``beside`` are further safetensors files, by name, for the steps that follow. ``info`` holds backbone, backbone_args, head,
-    classes, preprocess, weights, candidate, dataset_digest, seconds, selection and temperature.
+    ``beside`` are further safetensors files, by name, for the steps that follow; ``files``, what the preprocessing needs. ``info`` holds
+    modality, backbone, backbone_args, head, classes, preprocess, weights, candidate, dataset_digest, seconds, selection and temperature.
     """
     from safetensors.numpy import save_file
 
     with finished_folder(folder) as partial:
         for name, content in {"model.safetensors": tensors, **(beside or {})}.items():
             save_file({k: np.asarray(v, order="C") for k, v in content.items()}, partial / name)
+        for name, data in (files or {}).items():
+            (partial / name).write_bytes(data)
         info = {
             "format": FORMAT,
             **info,
@@ -73,7 +76,7 @@ def save_model(
             "versions": {
                 "graftwork": __version__,
                 "python": platform.python_version(),
-                **{m: version(m) for m in ("torch", "timm", "pillow", "numpy")},
+                **{m: version(m) for m in ("torch", "numpy", *transforms(info).LIBRARIES)},
             },
         }
         write_json(partial / "model.json", info)
@@ -122,21 +125,21 @@ def load_model(folder: str | Path, device: str = "auto") -> Model:
     """Load a Model artifact for prediction, on "cpu", "cuda", "mps" or the best there is ("auto")."""
     import torch
 
-    from graftwork.backbones import build, check_name
-
     info = read_info(folder)
     tensors = read_tensors(folder, info)
-    check_name(info["backbone"])
-    network = build(info["backbone"], info["backbone_args"], classes=len(info["classes"]))
+    made = backbones(info)
+    made.check_name(info["backbone"])
+    network = made.build(info["backbone"], info["backbone_args"], len(info["classes"]))
     try:
         network.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
     except RuntimeError:
         raise UserError(
-            f"model {folder}: its weights do not fit {info['backbone']} of timm {version('timm')}; install timm {info['versions']['timm']}"
+            f"model {folder}: its weights do not fit {info['backbone']} as the libraries here build it; install "
+            + ", ".join(f"{name} {info['versions'][name]}" for name in transforms(info).LIBRARIES)
         ) from None
     target = ready_device(device)
     network = network.to(target, memory_format=torch.channels_last).eval()
-    return Model(network, info, Preprocess(**info["preprocess"]), target)
+    return Model(network, info, transforms(info).read_preprocess(info["preprocess"], Path(folder)), target)
 
 
 def ready_device(name: str = "auto") -> "torch.device":
@@ -169,23 +172,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def to_input(images: "torch.Tensor", preprocess: Preprocess, device: "torch.device") -> "torch.Tensor":
-    """Turn uint8 images of shape (N, H, W, 3) into the network's input: float32 (N, 3, H, W), normalised, channels last in memory."""
-    import torch
+def batches(examples: Iterable[Array], preprocess: Preprocess, size: int = 64) -> "Iterator[torch.Tensor]":
+    """Stack up to ``size`` examples at a time; the next batch is made while the caller works on this one."""
+    iterator = iter(examples)
 
-    x = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(preprocess.mean, device=device).mul(255).view(1, 3, 1, 1)
-    std = torch.tensor(preprocess.std, device=device).mul(255).view(1, 3, 1, 1)
-    return x.sub_(mean).div_(std)
-
-
-def batches(images: Iterable[Array], size: int = 64) -> Iterator[Array]:
-    """Stack images into arrays of shape (up to ``size``, H, W, 3); the next batch is made while the caller works on this one."""
-    iterator = iter(images)
-
-    def take() -> Array | None:
-        chunk = [image for _, image in zip(range(size), iterator, strict=False)]
-        return np.stack(chunk) if chunk else None
+    def take() -> "torch.Tensor | None":
+        chunk = [example for _, example in zip(range(size), iterator, strict=False)]
+        return preprocess.stack(chunk) if chunk else None
 
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(take)
@@ -196,34 +189,32 @@ def batches(images: Iterable[Array], size: int = 64) -> Iterator[Array]:
 
 def predict(
     model: Model,
-    images: Iterable[Array],
+    examples: Iterable[Array],
     progress: Callable[[int], None] = lambda done: None,
     execution: "Execution | None" = None,
 ) -> Floats:
-    """Return the calibrated class probabilities of ``images``, shape (N, classes), float32; arguments as for ``predict_logits``."""
-    return probabilities(predict_logits(model, images, progress, execution), model.temperature)
+    """Return the calibrated class probabilities of ``examples``, shape (N, classes), float32; arguments as for ``predict_logits``."""
+    return probabilities(predict_logits(model, examples, progress, execution), model.temperature)
 
 
 def predict_logits(
     model: Model,
-    images: Iterable[Array],
+    examples: Iterable[Array],
     progress: Callable[[int], None] = lambda done: None,
     execution: "Execution | None" = None,
 ) -> Floats:
-    """Return the logits of ``images`` (each (H, W, 3), uint8, already fitted), shape (N, classes), float32.
+    """Return the logits of ``examples``, each as ``model.preprocess.example`` gives it, shape (N, classes), float32.
 
-    ``execution`` says how the network is run; without one it is run as is right for a few images.
+    ``execution`` says how the network is run; without one it is run as is right for a few examples.
     """
-    import torch
-
     from graftwork.execution import Inference, default_execution
     from graftwork.settings import ExecutionSettings
 
-    usual = default_execution(ExecutionSettings(), model.device, model.preprocess.size)
+    usual = default_execution(ExecutionSettings(), model.device, model.preprocess)
     run = Inference(model.network, model.preprocess, model.device, execution or usual)
     found, done = [], 0
-    for batch in batches(images, run.execution.micro_batch):
-        found.append(run(torch.from_numpy(batch)).numpy())
+    for batch in batches(examples, model.preprocess, run.execution.micro_batch):
+        found.append(run(batch).numpy())
         done += len(batch)
         progress(done)
     return np.concatenate(found) if found else np.zeros((0, len(model.classes)), np.float32)

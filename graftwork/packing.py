@@ -22,28 +22,17 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graftwork.decoders import Decoders
-from graftwork.duplicates import SIDE
 from graftwork.errors import UserError, one_line
 from graftwork.files import STORE
-from graftwork.parallel import WORKERS, bounded_map
+from graftwork.modality import DEFAULT, Looker, looks
+from graftwork.parallel import bounded_map
 from graftwork.settings import IngestSettings
 from graftwork.sources.record import Record, load
 
-RECIPE = "1"  # of how an example is packed; another number packs everything again
 PACK_BYTES = 64 * 2**20
 STALE_SECONDS = 86_400  # after which a half-written file is nobody's any more
 HELD_BYTES = 4 * 2**20  # that a thread reads before it looks at them
 BATCH, SMALL = 16, 256 * 2**10  # examples that a thread reads at once, where their mean size in bytes is under that
-SIGNATURE = pa.schema(
-    [
-        ("thumb", pa.binary(SIDE * SIDE)),  # grey, SIDE x SIDE, uint8
-        ("colour", pa.binary(3)),  # mean red, green and blue
-        ("brightness", pa.float32()),  # mean grey, 0..255
-        ("contrast", pa.float32()),  # standard deviation of the thumbnail's grey
-        ("saturation", pa.float32()),  # mean of the largest less the smallest channel
-    ]
-)
 PLACE = pa.schema(
     [
         ("sha256", pa.string()),  # of the contents as the source has them
@@ -55,7 +44,7 @@ PLACE = pa.schema(
         ("length", pa.int64()),  # as packed: other than ``bytes`` where the image was scaled down
     ]
 )
-PACK = pa.schema([("origin", pa.binary(16)), ("suffix", pa.string()), *PLACE, *SIGNATURE])
+ORIGIN = pa.schema([("origin", pa.binary(16)), ("suffix", pa.string())])
 LOCK = "large.lock"  # in the store: by which large images are decoded one at a time
 ROW_BITS = 32  # a code is the pack's number and, below it, the row in the pack
 
@@ -85,10 +74,11 @@ Found = tuple[int, Record, Packed | str | Fresh | Later]  # position, record, an
 class Packer:
     """Packs into the store that the environment names, else into ``folder``; ``root`` names the source."""
 
-    def __init__(self, root: str, folder: Path, settings: IngestSettings) -> None:
+    def __init__(self, root: str, folder: Path, settings: IngestSettings, modality: str = DEFAULT) -> None:
         self.root = root
         self.settings = settings
-        recipe = f"{RECIPE}-{SIDE}-{settings.max_side}-{settings.max_pixels}"
+        self.looks = looks(modality)
+        recipe = self.looks.recipe(settings)
         store = os.environ.get(STORE)
         self.folder = Path(store, hashlib.sha256(recipe.encode()).hexdigest()[:12]) if store else folder
         try:
@@ -162,8 +152,7 @@ class Packer:
         def size(results: list[Found]) -> int:
             return sum(len(found.data) for _, _, found in results if isinstance(found, Fresh))
 
-        decoders = Decoders(WORKERS, self.settings.max_pixels, self.settings.max_side, self.folder / LOCK)
-        with warnings.catch_warnings(), decoders:
+        with warnings.catch_warnings(), self.looks.lookers(self.settings, self.folder / LOCK) as decoders:
             # Of odd metadata, thousands of lines on stderr. The threads share the filters: they are set once, around them.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             for results in bounded_map(lambda some: self._look(some, decoders), batches(), readers, size, most=4):
@@ -176,7 +165,7 @@ class Packer:
                         found = Packed(self._write(found), found.row["sha256"])
                     yield position, record, found
 
-    def _look(self, some: list[tuple[int, Record]], decoders: Decoders) -> list[Found]:
+    def _look(self, some: list[tuple[int, Record]], decoders: Looker) -> list[Found]:
         """Read and look at some records: those whose contents a pack holds are not read, or not decoded."""
         results: dict[int, Packed | str | Fresh | Later] = {}
         read: dict[int, tuple[bytes, str, str]] = {}  # contents, SHA-256, version
@@ -253,7 +242,7 @@ class Packer:
         path = self.folder / f"{digest.hexdigest()[:16]}.tar"
         self._partial(".tar").chmod(0o444)  # linked into datasets: a change here would be one there
         self._partial(".tar").replace(path)
-        schema = PACK.with_metadata({"size": str(path.stat().st_size)})
+        schema = pa.schema([*ORIGIN, *PLACE, *self.looks.SIGNATURE]).with_metadata({"size": str(path.stat().st_size)})
         pq.write_table(pa.Table.from_pylist(self._rows, schema=schema), self._partial(".parquet"), compression="zstd")
         self._partial(".parquet").replace(path.with_suffix(".parquet"))
         self.names[-1] = path.stem
@@ -290,12 +279,13 @@ class Packer:
         used = sorted({code >> ROW_BITS for code in final}, key=lambda n: self.names[n])
         first: dict[str, int] = {}  # row of each pack's first example, among all of them
         tables = []
-        with pq.ParquetWriter(signatures, SIGNATURE, compression="zstd") as writer:
+        signature = self.looks.SIGNATURE
+        with pq.ParquetWriter(signatures, signature, compression="zstd") as writer:
             total = 0
             for name in dict.fromkeys(self.names[number] for number in used):
                 link(self.folder / f"{name}.tar", shards / f"{name}.tar")
                 table = self._table(name)
-                writer.write_table(table.select(SIGNATURE.names).cast(SIGNATURE))
+                writer.write_table(table.select(signature.names).cast(signature))
                 tables.append(table.select(PLACE.names).append_column("shard", pa.array([f"{name}.tar"] * len(table))))
                 first[name] = total
                 total += len(table)

@@ -1,4 +1,4 @@
-"""``--preprocess auto``: crop, squash or pad, and the resolution, chosen on validation with frozen features, at almost no cost."""
+"""``--preprocess auto`` for images: crop, squash or pad, and the resolution, chosen on validation with frozen features, at almost no cost."""
 
 import warnings
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from graftwork.backbones import Backbone
-from graftwork.batches import images as decoded
+from graftwork.batches import examples_of
 from graftwork.dataset import Dataset
 from graftwork.execution import Inference, default_execution
 from graftwork.images import Preprocess
+from graftwork.modality import Backbone
 from graftwork.model import batches, ready_device
 from graftwork.selection import measure
 from graftwork.settings import FeatureSettings
@@ -45,10 +45,10 @@ def choose_preprocess(
     module = Penultimate(backbone.network.to(device, memory_format=torch.channels_last).eval())
     tried: list[dict[str, Any]] = []
     for candidate in candidates(dataset, settings, backbone):
-        run = Inference(module, candidate, device, default_execution(settings, device, candidate.size))
+        run = Inference(module, candidate, device, default_execution(settings, device, candidate))
         features = {
             split: np.concatenate(
-                [run(torch.from_numpy(batch)).numpy() for batch in batches(decoded(dataset, part, candidate))]
+                [run(batch).numpy() for batch in batches(examples_of(dataset, part, candidate), candidate)]
             )
             for split, part in rows.items()
         }

@@ -1,6 +1,6 @@
 """Registration: the chosen Model becomes a version in MLflow's registry, and the champion only if the policy's rules say so.
 
-The champion is evaluated again, now, on the same test images: its recorded figures belong to another test set.
+The champion is evaluated again, now, on the same test examples: its recorded figures belong to another test set.
 """
 
 import json
@@ -22,6 +22,7 @@ from graftwork.drift import profile
 from graftwork.errors import UserError, one_line
 from graftwork.gate import ChampionEvidence, Evidence, Policy, decide, parse_policy
 from graftwork.metrics import HEADLINES, compare, score
+from graftwork.modality import inputs, transforms
 from graftwork.model import Floats, read_info
 from graftwork.registry import (
     GATE,
@@ -173,7 +174,7 @@ def read_logits(evaluation: Path, name: str, result: dict[str, Any]) -> Floats:
 
 def champion_logits(champion: Any, dataset: Dataset) -> tuple[Floats | None, float, str]:
     """Return (the champion's logits on this dataset's test split, its temperature, ""), or (None, 1, why they cannot be had)."""
-    from graftwork.batches import SplitImages
+    from graftwork.batches import Examples
     from graftwork.model import load_model, predict_logits
 
     try:
@@ -188,7 +189,7 @@ def champion_logits(champion: Any, dataset: Dataset) -> tuple[Floats | None, flo
             1.0,
             one_line(f"its classes are others: {', '.join(['-' + c for c in gone] + ['+' + c for c in new])}", 160),
         )
-    return predict_logits(model, SplitImages(dataset, "test", model.preprocess)), model.temperature, ""
+    return predict_logits(model, Examples(dataset, "test", model.preprocess)), model.temperature, ""
 
 
 def log_version(
@@ -201,15 +202,8 @@ def log_version(
     tags: dict[str, str],
 ) -> None:
     """Log the Model artifact as a pyfunc in the run and register it, with ``tags`` and those that say where it comes from."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
     package = Path(__file__).parent
     versions = info["versions"]
-    signature = ModelSignature(
-        Schema([ColSpec(DataType.binary, "image")]),
-        Schema([ColSpec(DataType.string, "label"), *(ColSpec(DataType.float, f"p_{c}") for c in info["classes"])]),
-    )
     test = result["candidates"][result["chosen"]]["test"]
     with mlflow.start_run(run_id=run_id or None):
         mlflow.log_dict(profile(dataset), "profile.json")  # what later data is compared with
@@ -218,9 +212,11 @@ def log_version(
             python_model=str(package / "predictor.py"),
             artifacts={"model": str(folder)},
             code_paths=[str(package)],  # the version carries the code that it was trained with
-            signature=signature,
-            input_example=example_input(),
-            pip_requirements=[f"{m}=={versions[m].split('+')[0]}" for m in ("torch", "timm", "numpy", "pillow")]
+            signature=signature(info),
+            input_example=inputs(info).example_table(),
+            pip_requirements=[
+                f"{m}=={versions[m].split('+')[0]}" for m in ("torch", "numpy", *transforms(info).LIBRARIES)
+            ]
             + ["safetensors", "pydantic", "mlflow"],
             # log_model copies a run's metrics at this step; none has it.
             step=2**31 - 1,
@@ -242,19 +238,16 @@ def log_version(
         )
 
 
-def example_input() -> Any:
-    """Return two small PNG images as a table: what a client sends."""
-    import io
+def signature(info: dict[str, Any]) -> Any:
+    """Return the signature of the registered model: one column in; the label and the probabilities out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
 
-    import pandas as pd
-    from PIL import Image
-
-    pictures = []
-    for shade in (64, 192):
-        buffer = io.BytesIO()
-        Image.new("RGB", (16, 16), (shade, shade, shade)).save(buffer, "PNG")
-        pictures.append(buffer.getvalue())
-    return pd.DataFrame({"image": pictures})
+    kind = inputs(info)
+    return ModelSignature(
+        Schema([ColSpec(DataType[kind.COLUMN_TYPE], kind.COLUMN)]),
+        Schema([ColSpec(DataType.string, "label"), *(ColSpec(DataType.float, f"p_{c}") for c in info["classes"])]),
+    )
 
 
 def download_version(version: Any, folder: Path) -> Path:

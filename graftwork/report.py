@@ -50,11 +50,12 @@ def markdown(text: str, limit: int = 80) -> str:
 
 def render_validation(summary: dict[str, Any], pictures: dict[str, list[list[dict[str, str]]]]) -> str:
     """Return the page of ``validate_data``; ``pictures`` are cards of examples by rule, as ``graftwork.validate.cards`` makes them."""
-    from graftwork.drift import EDGES
+    from graftwork.modality import looks
 
+    own = looks(summary)
     order = {"critical": 0, "warning": 1}
     rules = sorted(summary["rules"], key=lambda r: (r["passed"], order[r["severity"]]))
-    edges = [f"{edge:.0f}" for edge in EDGES["side"]]
+    edges = [f"{edge:.0f}" for edge in own.EDGES[own.SIZE[0]]]
     sizes = [
         {"label": f"{low}–{high}", "count": count}
         for low, high, count in zip(edges[:-1], edges[1:], summary["sizes"], strict=True)
@@ -65,6 +66,8 @@ def render_validation(summary: dict[str, Any], pictures: dict[str, list[list[dic
         summary=summary,
         rules=rules,
         pictures=pictures,
+        noun=own.NOUN,
+        heading=own.SIZE[1],
         sizes=sizes[shown[0] : shown[-1] + 1] if shown else [],
         largest=max([size["count"] for size in sizes], default=1) or 1,
         most=max([n for by_class in summary["classes"].values() for n in by_class.values()], default=1) or 1,
@@ -82,6 +85,8 @@ def render_evaluation(
 
     ``outcome`` is what ``graftwork.register.register`` returned: the page then begins with the decision.
     """
+    from graftwork.modality import inputs, transforms
+
     champion = (outcome or {}).get("champion")
     rivals = {TITLES.get(name, name): found for name, found in result["comparisons"].items()}
     if champion and champion.get("comparison"):
@@ -97,18 +102,68 @@ def render_evaluation(
         best=chosen["test"],
         rivals=[(name, found, gain_in_words(found)) for name, found in rivals.items()],
         pictures={path.stem: inline(path) for path in sorted(folder.glob("*.png"))},
-        mistakes=[
-            one
-            | {
-                "picture": inline(folder / one["picture"]),
-                "saliency": inline(folder / one["saliency"]) if one["saliency"] else None,
-            }
-            for one in result["mistakes"]
-        ],
+        mistakes=[shown(one, folder) for one in result["mistakes"]],
+        attributed=any(one.get("words") for one in result["mistakes"]),
+        tint=tint,
+        spreads=[spread(TITLES.get(name, name), one) for name, one in result["candidates"].items() if one.get("seeds")],
+        size=inputs(model).size_in_words(model["preprocess"]),
+        library=transforms(model).LIBRARIES[0],
         by_class=sorted(
             chosen["test"]["per_class"], key=lambda one: (one["recall"] is None, one["recall"] or 0, one["class"])
         ),
     )
+
+
+def shown(mistake: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a mistake of ``evaluation.json`` as the page needs it: pictures inside it, texts in pieces."""
+    files = {key: inline(folder / mistake[key]) for key in ("picture", "saliency") if mistake.get(key)}
+    return mistake | files | ({"pieces": pieces(mistake)} if "words" in mistake else {})
+
+
+def pieces(mistake: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a text cut at its words, {"text", "weight", "unread"}: the weight of a word, None of what lies between; joined they are the text."""
+    text, read = mistake["text"], mistake["read"]
+    found: list[dict[str, Any]] = []
+
+    def add(end: int, weight: float | None, unread: bool = False) -> None:
+        start = sum(len(piece["text"]) for piece in found)
+        if end > start:
+            found.append({"text": text[start:end], "weight": weight, "unread": unread})
+
+    at = 0
+    for word, weight in mistake["words"]:
+        start = text.index(word, at)
+        at = start + len(word)
+        add(start, None)
+        add(at, weight)
+    add(read, None)
+    add(len(text), None, unread=True)
+    return found
+
+
+def tint(weight: float) -> str:
+    """Return the background of a word, as CSS: blue for the predicted label, orange against it, none for nothing."""
+    colour = BLUE if weight > 0 else ORANGE
+    red, green, blue = (int(colour[n : n + 2], 16) for n in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{0.6 * min(1.0, abs(weight)):.2f})"
+
+
+def spread(title: str, candidate: dict[str, Any]) -> dict[str, Any]:
+    """Return what several seeds of a candidate reached on validation, by the metric that chose among them, and the seed that was kept."""
+    from graftwork.selection import rank
+
+    metric = str(candidate["val"]["metric"]).removeprefix("val_")
+    values = [float(one[f"val_{metric}"]) for one in candidate["seeds"]]
+    return {
+        "name": title,
+        "seeds": len(values),
+        "metric": metric.replace("_", " "),
+        "mean": float(np.mean(values)),
+        "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "lowest": min(values),
+        "highest": max(values),
+        "kept": max(candidate["seeds"], key=lambda one: rank(metric, one))["seed"],
+    }
 
 
 def inline(path: Path) -> str:
@@ -121,11 +176,11 @@ def gain_in_words(found: dict[str, Any]) -> str:
         return "cannot be compared: the figure is not defined on this test"
     points = f"{100 * found['difference']:+.1f} points"
     if found["interval"] is None:
-        return f"{points}, on too few images for an interval"
+        return f"{points}, on too few examples for an interval"
     low, high = (f"{100 * bound:+.1f}" for bound in found["interval"])
     p = "p < 0.001" if found["p_value"] < 0.001 else f"p = {found['p_value']:.3f}"
     told = f"{points}, interval {low} to {high}, McNemar {p}"
-    # Both have to say so: the interval is of the difference, the test of the images that one of them alone has right.
+    # Both have to say so: the interval is of the difference, the test of the examples that one of them alone has right.
     if found["interval"][0] > 0 and found["p_value"] < 0.05:
         return f"the gain is real: {told}"
     if found["interval"][1] < 0 and found["p_value"] < 0.05:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from graftwork.images import Array
-from graftwork.model import Floats, Model, to_input
+from graftwork.model import Floats, Model
 
 Ints = npt.NDArray[np.int64]
 BATCH = 16
@@ -31,16 +31,16 @@ def saliency(model: Model, pixels: Array, classes: Ints) -> Floats:
     found = [np.zeros((0, *pixels.shape[1:3]), np.float32)]
     if not len(pixels):
         return found[0]
+    preprocess: Any = model.preprocess
     layer = feature_map(model, pixels[:1])
     for start in range(0, len(pixels), BATCH):
-        x = to_input(
-            torch.from_numpy(np.ascontiguousarray(pixels[start : start + BATCH])), model.preprocess, model.device
-        )
+        some = torch.from_numpy(np.ascontiguousarray(pixels[start : start + BATCH]))
+        x = preprocess.to_input(some, model.device)
         target = torch.from_numpy(np.asarray(classes[start : start + BATCH], np.int64)).to(model.device)
         found.append(
             by_map(model.network, layer, x, target)
             if layer is not None
-            else by_gradients(model.network, x, target, 1 / float(np.mean(model.preprocess.std)))
+            else by_gradients(model.network, x, target, 1 / float(np.mean(preprocess.std)))
         )
     heat = np.concatenate(found)
     return heat / np.maximum(heat.max((1, 2), keepdims=True), 1e-12)
@@ -66,7 +66,7 @@ def feature_map(model: Model, pixels: Array) -> Any:
     hooks = [module.register_forward_hook(note) for name, module in names.items() if name]
     try:
         with torch.no_grad():
-            whole = network.forward_features(to_input(torch.from_numpy(pixels), model.preprocess, model.device))
+            whole = network.forward_features(model.preprocess.to_input(torch.from_numpy(pixels), model.device))
     finally:
         for hook in hooks:
             hook.remove()

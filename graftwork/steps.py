@@ -96,10 +96,12 @@ def extract_features(dataset: str, dataset_digest: str, embeddings: str, **setti
                 **chosen.model_dump(),
                 **{f"preprocess_{k}": v for k, v in info["preprocess"].items()},
                 **info["plan"],
-                "flip": info["augmentation"]["flip"],
+                **info["augmentation"],
+                "backbone": info["backbone"],
                 "weights_source": info["weights"]["source"],
             }
         )
+        journal.metrics(info["remarks"])
         journal.tags({"graftwork.backbone": info["backbone"]})
         return digest_of_embeddings(embeddings)
 
@@ -193,8 +195,9 @@ def evaluate_model(
         found = test_metrics(result["candidates"][result["chosen"]]["test"])
         journal.metrics(found)
         # Beside what was logged in its training: the candidates' runs are what MLflow's table compares.
-        for candidate in result["candidates"].values():
-            journal.metrics_of(candidate["sha256"], test_metrics(candidate["test"]))
+        # Once where two are the same weights: a fine-tuned candidate may be the baseline, if no epoch beat it.
+        for sha256, test in {one["sha256"]: one["test"] for one in result["candidates"].values()}.items():
+            journal.metrics_of(sha256, test_metrics(test))
         for path in sorted(Path(evaluation).iterdir()):
             journal.artifact(path, "evaluation")
         write_json(Path(metrics), found)

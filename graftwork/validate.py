@@ -17,12 +17,12 @@ import pandas as pd
 from graftwork import drift, suite
 from graftwork.dataset import SPLITS, Dataset
 from graftwork.errors import one_line
+from graftwork.modality import looks, name_of
 from graftwork.report import render_validation
 from graftwork.settings import ValidateSettings
 
 EXAMPLES = 5  # named in a finding's message
 PICTURES = 12  # shown on the page, of each finding
-EIGHT_BITS = ["1", "L", "P", "RGB", "RGBA", "LA", "PA", "La", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
 Progress = Callable[[int, int], None]
 Index = npt.NDArray[np.int64]
 
@@ -71,6 +71,8 @@ def validate(dataset: Dataset, settings: ValidateSettings, reference: dict[str, 
     Raises:
         UserError: ``settings.suite`` is no suite.
     """
+    elsewhere = reference is not None and name_of(reference) != name_of(dataset.info)
+    reference = None if elsewhere else reference
     changes = suite.parse_suite(settings.suite)
     settings = suite.with_settings(settings, changes)
     data = tables(dataset, settings, reference)
@@ -112,9 +114,14 @@ def validate(dataset: Dataset, settings: ValidateSettings, reference: dict[str, 
         )
         if not outcome.passed and rule.table == "examples" and len(bad):
             pictures[rule.name] = cards(dataset, data.examples, bad[:PICTURES], rule.partner)
+    size = looks(dataset.info).SIZE[0]
     failed = [r for r in results if not r["passed"]]
     critical = [str(r["message"]) for r in failed if r["severity"] == "critical"]
     warnings = [str(r["message"]) for r in failed if r["severity"] == "warning"]
+    if elsewhere:
+        warnings.append(
+            "drift: is not judged, since the champion was trained on data of another kind; register under another name"
+        )
     summary = {
         "dataset": dataset.info["name"],
         "source": dataset.info.get("source", ""),
@@ -132,14 +139,15 @@ def validate(dataset: Dataset, settings: ValidateSettings, reference: dict[str, 
         "skipped": dataset.info["skipped"],
         "classes": dataset.info["counts"],
         "reference": {k: reference[k] for k in ("champion", "digest") if k in reference} if reference else None,
-        "sizes": drift.histogram(data.examples["side"].dropna().to_numpy(np.float64), drift.EDGES["side"]),
+        "modality": name_of(dataset.info),
+        "sizes": drift.histogram(data.examples[size].dropna().to_numpy(np.float64), looks(dataset.info).EDGES[size]),
     }
     return Validation(summary, render_validation(summary, pictures), critical, warnings)
 
 
 def in_number(text: str) -> str:
     """Return a message that begins with a count, with the words that one wants after it: "1 image is"."""
-    one = re.match(r"1 (image|classe|example)s (are|have|look|cannot)\b", text)
+    one = re.match(r"1 (image|text|classe|example)s (are|have|look|cannot)\b", text)
     if not one:
         return text
     noun, verb = one.groups()
@@ -161,20 +169,17 @@ def tables(dataset: Dataset, settings: ValidateSettings, reference: dict[str, An
     """Compute every column that a rule looks at."""
     rows = dataset.manifest
     split, label, content = (codes(rows[name].to_pandas()) for name in ("split", "label", "sha256"))
-    signatures = dataset.signatures(["brightness", "contrast", "saturation"])
+    own = looks(dataset.info)
     good = rows.select(["source", "label", "split", "group", "width", "height", "mode"]).to_pandas()
-    for name in ("brightness", "contrast", "saturation"):
-        good[name] = signatures[name].to_numpy()
+    good = pd.concat([good, own.columns(dataset, rows)], axis=1)
     good["decodable"] = True
-    good["side"] = good[["width", "height"]].min(axis=1)
-    good["aspect"] = good[["width", "height"]].max(axis=1) / good["side"]
     good["splits_with_this_content"] = distinct_within(content, split)
     good["labels_with_this_content"] = distinct_within(content, label)
     grouped = (good["group"] != "").to_numpy()
     good["splits_with_this_group"] = 1
     if grouped.any():
         good.loc[grouped, "splits_with_this_group"] = distinct_within(codes(good["group"][grouped]), split[grouped])
-    near = near_duplicates(dataset, split, content) if settings.near_duplicates else (np.empty(0, np.int64),) * 2
+    near = own.near_duplicates(dataset, split, content) if settings.near_duplicates else (np.empty(0, np.int64),) * 2
     good["near_duplicates_in_other_splits"] = np.bincount(near[0], minlength=len(good))
     broken = pd.DataFrame(dataset.info["broken"], columns=["source", "label", "reason"]).assign(decodable=False)
     broken["label"] = broken["label"].where(broken["label"] != "")  # missing, which is not outside the class list
@@ -225,22 +230,6 @@ def pairs_within(
     return rows, partner[back]
 
 
-def near_duplicates(
-    dataset: Dataset, split: npt.NDArray[np.int64], content: npt.NDArray[np.int64]
-) -> tuple[Index, Index]:
-    """Return rows that look like a row of another split, each once, and that row; the surest first."""
-    from graftwork import duplicates
-
-    looks = dataset.signature_bytes({"thumb": duplicates.SIDE**2, "colour": 3})
-    found = duplicates.near_duplicates(looks["thumb"], looks["colour"], split.astype(np.int8), content)
-    rows, partners = np.r_[found.first, found.second], np.r_[found.second, found.first]
-    order = np.argsort(-np.r_[found.score, found.score], kind="stable")
-    rows, partners = rows[order], partners[order]
-    _, once = np.unique(rows, return_index=True)
-    once.sort()
-    return rows[once], partners[once]
-
-
 def standard_rules(
     data: Tables, dataset: Dataset, settings: ValidateSettings, reference: dict[str, Any] | None
 ) -> list[Rule]:
@@ -248,6 +237,8 @@ def standard_rules(
     import great_expectations.expectations as gxe
 
     examples, classes = data.examples, data.classes
+    own = looks(dataset.info)
+    nouns = f"{own.NOUN}s"
     broken = ~examples["decodable"].astype(bool)
     between = gxe.ExpectColumnValuesToBeBetween
     in_set = gxe.ExpectColumnValuesToBeInSet
@@ -265,7 +256,7 @@ def standard_rules(
             "critical",
             "examples",
             in_set(column="decodable", value_set=[True], mostly=round(1 - settings.max_broken, 9)),
-            f"{{count}} of {len(examples):,} images cannot be decoded, more than the {settings.max_broken:.0%} allowed "
+            f"{{count}} of {len(examples):,} {nouns} cannot be decoded, more than the {settings.max_broken:.0%} allowed "
             "({examples}); mend or remove them, or raise max_broken",
             rows(broken),
         ),
@@ -274,7 +265,7 @@ def standard_rules(
             "warning",
             "examples",
             in_set(column="decodable", value_set=[True]),
-            "{count} images cannot be decoded and are left out ({examples})",
+            f"{{count}} {nouns} cannot be decoded and are left out ({{examples}})",
             rows(broken),
         ),
         Rule(
@@ -291,7 +282,7 @@ def standard_rules(
             "critical",
             "examples",
             between(column="splits_with_this_content", max_value=1),
-            "{count} images are in more than one split ({examples}): the test would be of what was learned; keep each in one split",
+            f"{{count}} {nouns} are in more than one split ({{examples}}): the test would be of what was learned; keep each in one split",
             *data.duplicates.across_splits,
         ),
         Rule(
@@ -299,7 +290,7 @@ def standard_rules(
             "warning",
             "examples",
             between(column="labels_with_this_content", max_value=1),
-            "{count} images have the same content as another with another label ({examples}); decide which label is right",
+            f"{{count}} {nouns} have the same content as another with another label ({{examples}}); decide which label is right",
             *data.duplicates.across_labels,
         ),
         Rule(
@@ -307,48 +298,17 @@ def standard_rules(
             "critical",
             "examples",
             between(column="splits_with_this_group", max_value=1),
-            "{count} images are of a group that is in more than one split ({examples}): the test would be of what was learned; "
+            f"{{count}} {nouns} are of a group that is in more than one split ({{examples}}): the test would be of what was learned; "
             "keep each group in one split",
             rows(examples["splits_with_this_group"] > 1),
         ),
-        Rule(
-            "size",
-            "warning",
-            "examples",
-            between(column="side", min_value=settings.min_side),
-            f"{{count}} images have a side under {settings.min_side} pixels ({{examples}})",
-            rows(examples["side"] < settings.min_side, "side"),
-        ),
-        Rule(
-            "aspect",
-            "warning",
-            "examples",
-            between(column="aspect", max_value=settings.max_aspect),
-            f"{{count}} images are more than {settings.max_aspect:g} times as long as wide ({{examples}}): a square crop shows little of them",
-            rows(examples["aspect"] > settings.max_aspect, "aspect", descending=True),
-        ),
-        Rule(
-            "mode",
-            "warning",
-            "examples",
-            in_set(column="mode", value_set=EIGHT_BITS),
-            "{count} images have more than 8 bits a channel ({examples}): they are reduced to 8",
-            rows(~broken & ~examples["mode"].isin(EIGHT_BITS)),
-        ),
-        Rule(
-            "not_blank",
-            "warning",
-            "examples",
-            between(column="contrast", min_value=settings.min_contrast),
-            "{count} images are blank or nearly of one colour ({examples}); remove them, or lower min_contrast",
-            rows(examples["contrast"] < settings.min_contrast, "contrast"),
-        ),
+        *own.rules(examples, settings, Rule, rows),
         Rule(
             "rows_per_class",
             "critical",
             "classes",
             between(column="total", min_value=settings.min_per_class),
-            f"{{count}} classes have fewer than {settings.min_per_class} usable images ({{examples}}); add images or remove the class folders",
+            f"{{count}} classes have fewer than {settings.min_per_class} usable {nouns} ({{examples}}); add {nouns} or remove the class folders",
             np.flatnonzero(classes["total"] < settings.min_per_class),
         ),
         Rule(
@@ -356,7 +316,7 @@ def standard_rules(
             "critical",
             "classes",
             between(column="train", min_value=1),
-            "{count} classes have no training image ({examples}); add some to each",
+            f"{{count}} classes have no training {own.NOUN} ({{examples}}); add some to each",
             np.flatnonzero(classes["train"] < 1),
         ),
         Rule(
@@ -364,7 +324,7 @@ def standard_rules(
             "warning",
             "classes",
             between(column="val", min_value=1),
-            "{count} classes have no validation image ({examples}): the choice of model does not see them",
+            f"{{count}} classes have no validation {own.NOUN} ({{examples}}): the choice of model does not see them",
             np.flatnonzero(classes["val"] < 1),
         ),
         Rule(
@@ -372,7 +332,7 @@ def standard_rules(
             "warning",
             "classes",
             between(column="test", min_value=1),
-            "{count} classes have no test image ({examples}): the result says nothing of them",
+            f"{{count}} classes have no test {own.NOUN} ({{examples}}): the result says nothing of them",
             np.flatnonzero(classes["test"] < 1),
         ),
         *(
@@ -381,7 +341,7 @@ def standard_rules(
                 "critical",
                 "classes",
                 gxe.ExpectColumnSumToBeBetween(column=split, min_value=1),
-                f"the {split} split is empty; give more images"
+                f"the {split} split is empty; give more {nouns}"
                 + ("" if split == "train" else f", or raise {split}_fraction"),
             )
             for split in SPLITS
@@ -391,7 +351,7 @@ def standard_rules(
             "warning",
             "dataset",
             between(column="imbalance", max_value=settings.max_imbalance),
-            f"the largest class has {data.dataset['imbalance'][0]:.0f} times the training images of the smallest; "
+            f"the largest class has {data.dataset['imbalance'][0]:.0f} times the training {nouns} of the smallest; "
             "add to the small ones, or judge by --set metric=macro_f1, which balances training",
         ),
     ]
@@ -403,7 +363,7 @@ def standard_rules(
                 "warning",
                 "examples",
                 between(column="near_duplicates_in_other_splits", max_value=0),
-                "{count} images look like one in another split, scaled, cropped or encoded anew ({examples}): the test would be of what was "
+                f"{{count}} {nouns} {own.NEAR} ({{examples}}): the test would be of what was "
                 "learned; keep such pairs in one split, by a group column or by hand",
                 *data.duplicates.near,
             ),
@@ -416,7 +376,7 @@ def standard_rules(
                 "critical",
                 "classes",
                 gxe.ExpectColumnDistinctValuesToContainSet(column="label", value_set=settings.classes),
-                f"there is no image of {literal(', '.join(missing[:EXAMPLES]))}; add some, or correct the setting classes",
+                f"there is no {own.NOUN} of {literal(', '.join(missing[:EXAMPLES]))}; add some, or correct the setting classes",
             )
         )
     if reference:
@@ -437,14 +397,7 @@ def drift_rules(data: Tables, dataset: Dataset, settings: ValidateSettings, refe
     gone, new = sorted(set(theirs) - set(dataset.classes)), sorted(set(dataset.classes) - set(theirs))
     change = literal(", ".join([f"-{c}" for c in gone[:EXAMPLES]] + [f"+{c}" for c in new[:EXAMPLES]]))
     who = literal(reference.get("champion", "the reference"))
-    means = {
-        "class_shares": "shares of the classes",
-        "brightness": "brightness of the images",
-        "contrast": "contrast of the images",
-        "saturation": "saturation of the images",
-        "side": "sizes of the images",
-        "aspect": "shapes of the images",
-    }
+    means = {"class_shares": "shares of the classes", **looks(dataset.info).MEASURES}
     return [
         Rule(
             "label_set_as_before",
@@ -516,11 +469,12 @@ def messages(exception_info: Any) -> Iterator[str]:
             yield from messages(value)
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------------------
+# ---- cards ---------------------------------------------------------------------------------------------------------------------
 
 
 def cards(dataset: Dataset, examples: pd.DataFrame, rows: Index, partner: Index | None) -> list[list[dict[str, str]]]:
-    """Return what the page shows of ``rows``: a card each, of one picture, or of two where each row has a partner."""
+    """Return what the page shows of ``rows``: a card each, of one example, or of two where each row has a partner."""
+    own = looks(dataset.info)
     pairs = [[n] for n in rows] if partner is None else [[n, m] for n, m in zip(rows, partner, strict=False)]
     shown: list[list[dict[str, str]]] = []
     seen: set[frozenset[int]] = set()
@@ -537,26 +491,8 @@ def cards(dataset: Dataset, examples: pd.DataFrame, rows: Index, partner: Index 
                     "source": one_line(row["source"], 200),
                     "label": one_line(label, 60),
                     "split": split,
-                    "picture": thumbnail(dataset, n) if n < len(dataset.manifest) else "",
+                    **(own.card(dataset, n) if n < len(dataset.manifest) else {}),
                 }
             )
         shown.append(card)
     return shown
-
-
-def thumbnail(dataset: Dataset, row: int, side: int = 112) -> str:
-    """Return the picture in a row of the manifest as a data URI, at most ``side`` pixels; "" if it cannot be read."""
-    import base64
-    import io
-
-    from graftwork.images import BrokenImageError, decode
-
-    try:
-        data = next(dataset.read(dataset.manifest.slice(row, 1)))
-        image = decode(data)
-    except (OSError, BrokenImageError):
-        return ""
-    image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

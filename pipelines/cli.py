@@ -101,17 +101,21 @@ graftwork run --data my-photos/
 
 graftwork run --data fashion-mnist --train-per-class 100 --test-per-class 200 --image-size 96
 
-graftwork run --data my-photos/ --backbone vit_small_patch16_224 --weights vit_small.safetensors --set batch_size=16"""
+graftwork run --data my-photos/ --backbone vit_small_patch16_224 --weights vit_small.safetensors --set batch_size=16
+
+graftwork run --data reviews.csv --backbone sentence-transformers/all-MiniLM-L6-v2"""
 )
 def run(
     data: Annotated[
         str,
         typer.Option(
-            help="Folder (CLASS/*.jpg or train|val|test/CLASS/*.jpg), manifest (.csv, .parquet), archive (.tar, .zip), "
-            "s3://bucket/prefix, or named dataset (fashion-mnist, digits, flowers102, ...)."
+            help="Folder (CLASS/*.jpg or train|val|test/CLASS/*.jpg; of texts CLASS/*.txt), manifest or table of texts (.csv, .parquet, .jsonl), "
+            "archive (.tar, .zip), s3://bucket/prefix, or named dataset (fashion-mnist, digits, flowers102, chatterbot-topics, ...)."
         ),
     ],
-    backbone: Annotated[str, typer.Option(help="Any timm name.")] = DEFAULT_BACKBONE,
+    backbone: Annotated[
+        str, typer.Option(help="Any timm name; for text a folder, a package on PyPI or a name on the hub.")
+    ] = DEFAULT_BACKBONE,
     weights: Annotated[
         str,
         typer.Option(
@@ -119,6 +123,7 @@ def run(
         ),
     ] = "",
     image_size: Annotated[int, typer.Option(help="Pixels. Default: the backbone's own.")] = 0,
+    max_length: Annotated[int, typer.Option(help="Tokens of a text. Default: the backbone's own.")] = 0,
     preprocess: Annotated[
         HowToPreprocess,
         typer.Option(help="auto: crop, squash or pad, and the size if none is given, are chosen on validation."),
@@ -159,6 +164,7 @@ def run(
         "backbone": backbone,
         "weights": weights,
         "image_size": image_size,
+        "max_length": max_length,
         "preprocess": preprocess.value,
         "strategy": strategy.value,
         "epochs": epochs,
@@ -178,7 +184,7 @@ def run(
 
     containers = in_containers(engine, parameters, source, output) if engine else None
 
-    console.print(f"[bold]graftwork[/]  {escape(one_line(name))}  {escape(backbone)}", highlight=False)
+    console.print(f"[bold]graftwork[/]  {escape(one_line(name))}  {escape(parameters['backbone'])}", highlight=False)
     try:
         # Bound to the stdout of now: while the pipeline runs, what prints goes to the log.
         terminal = Console(file=sys.stdout, width=WIDTH)
@@ -226,7 +232,7 @@ def learning_curve(
     name = locate(parameters, output).name
     from graftwork.pipelines.learning_curve import print_curve, run_curve
 
-    console.print(f"[bold]graftwork[/]  {escape(one_line(name))}  {escape(backbone)}", highlight=False)
+    console.print(f"[bold]graftwork[/]  {escape(one_line(name))}  {escape(parameters['backbone'])}", highlight=False)
     print_curve(run_curve(parameters, sizes, draws, output, console), output, console)
 
 
@@ -504,16 +510,22 @@ def parse_value(text: str) -> Any:
 def locate(parameters: dict[str, Any], output: Path, backbone: bool = True) -> "DataSource":
     """Look whether the data, the weights and the backbone are there, make their places absolute, and return the data's source."""
     from graftwork.sources import open_source
-    from graftwork.sources.record import exists, local_path
+    from graftwork.sources.record import Reading, exists, local_path
 
-    source = open_source(parameters["data"])
+    source = open_source(parameters["data"], Reading.of(parameters))
     if "://" not in parameters["data"] and exists(local_path(parameters["data"])):
         parameters["data"] = str(local_path(parameters["data"]).resolve())
     if parameters["weights"] and "://" not in parameters["weights"]:
         parameters["weights"] = local_weights(parameters["weights"])
     parameters["source_fingerprint"] = source.fingerprint()
+    parameters["modality"] = source.modality
     if backbone:
-        check_backbone(parameters["backbone"], output)
+        from graftwork.modality import backbone_of, names, showing
+
+        parameters["backbone"] = backbone_of(source.modality, parameters["backbone"])
+        names(source.modality).check_backbone(parameters, output / ".cache")
+        if parameters["corruptions"]:
+            showing(source.modality).check_corruptions(parameters["corruptions"])
     return source
 
 
@@ -612,38 +624,8 @@ def write_output(path: Path, text: str) -> None:
 def local_weights(text: str) -> str:
     path = Path(text.removeprefix("file://")).expanduser()
     if not path.exists():
-        raise UserError(f"weights {one_line(path)}: no such file; give a .safetensors or .pth file, or a Model folder")
+        raise UserError(f"weights {one_line(path)}: no such file; give a .safetensors or .pth file, or a folder")
     return str(path.resolve())
-
-
-def check_backbone(name: str, output: Path) -> None:
-    """Refuse a name that timm does not know before anything runs. The names are kept, since importing timm takes seconds."""
-    import difflib
-    from importlib.metadata import version
-
-    from graftwork.files import write_json
-
-    if name == DEFAULT_BACKBONE:
-        return
-    kept = output / ".cache" / f"timm-{version('timm')}.json"
-    try:
-        names = json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        import timm
-
-        names = timm.list_models() + timm.list_pretrained()
-        try:
-            write_json(kept, names)
-        except OSError as error:
-            raise UserError(
-                f"output {one_line(output)}: cannot be written ({error.strerror}); give another with --output"
-            ) from None
-    if name not in names and name.split(".")[0] not in names:
-        near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-        raise UserError(
-            f"backbone '{one_line(name)}': timm has no such network; "
-            + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
-        )
 
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:
@@ -673,7 +655,7 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     show("")
     console.print(table)
     show(
-        f"\n{data['train']:,} images to train, {data['val']:,} to validate, {data['test']:,} to test, "
+        f"\n{data['train']:,} examples to train, {data['val']:,} to validate, {data['test']:,} to test, "
         f"{len(data['classes'])} classes. Chosen on validation: [bold]{TITLES.get(summary['chosen'], summary['chosen'])}[/]."
     )
     if registered:

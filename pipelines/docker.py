@@ -27,6 +27,7 @@ import psutil
 from graftwork import __version__
 from graftwork.errors import UserError, one_line
 from graftwork.files import STORE
+from graftwork.modality import imports
 from graftwork.pipelines import warm
 from graftwork.pipelines.local import Runner, process_name
 from graftwork.tracking import CHECKPOINTS, sqlite_file, tracking_uri
@@ -61,6 +62,16 @@ IMPORTS = {
     "fine_tune": ("graftwork.finetune",),
     "evaluate_model": ("graftwork.evaluate", "captum.attr", "cleanlab.filter"),
     "register_model": ("graftwork.register", "mlflow.pyfunc"),
+}
+# And what of its modality each imports beside.
+PARTS = {
+    "ingest_data": ("looks",),
+    "validate_data": ("looks",),
+    "extract_features": ("transforms", "backbones"),
+    "train_baseline": ("transforms",),
+    "fine_tune": ("transforms", "backbones"),
+    "evaluate_model": ("transforms", "backbones", "showing"),
+    "register_model": ("transforms", "backbones", "inputs"),
 }
 # What a mount may not hide, since the container runs on it.
 IMAGES_OWN = ("/opt/graftwork", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/proc", "/sys", "/dev")
@@ -292,6 +303,7 @@ def run_container(engine: Engine, parameters: dict[str, Any], workers: Executor)
         settings = settings | {"network_mode": network_for(step), "labels": settings["labels"] | {STEP: step}}
         settings["environment"] = environment_for(step, parameters) | settings.get("environment", {})
         stand_by = ["python3", "-m", warm.__name__, "stand-by", *IMPORTS.get(step, ())]
+        stand_by += imports(str(parameters["modality"]), *PARTS[step]) if step in PARTS else []
         container = engine.client.containers.create(engine.image_id, stand_by, stdin_open=True, **settings)
         container.start()
         return container

@@ -72,6 +72,9 @@ def make_pipeline(
     )
     def image_classification(
         data: str = "fashion-mnist",
+        modality: str = "auto",
+        text_column: str = "",
+        label_column: str = "",
         source_fingerprint: str = "",
         train_per_class: int = 0,
         test_per_class: int = 0,
@@ -80,11 +83,14 @@ def make_pipeline(
         split_by: str = "content",
         max_pixels: int = 100000000,
         max_side: int = 1024,
+        max_characters: int = 1000000,
         max_broken: float = 0.05,
         min_per_class: int = 3,
         min_side: int = 8,
         max_aspect: float = 8.0,
         min_contrast: float = 2.0,
+        min_characters: int = 2,
+        long_text: int = 10000,
         max_imbalance: float = 50.0,
         max_drift: float = 0.1,
         near_duplicates: bool = True,
@@ -100,6 +106,8 @@ def make_pipeline(
         backbone: str = "tf_efficientnet_lite0",
         weights: str = "",
         image_size: int = 0,
+        max_length: int = 0,
+        pooling: str = "auto",
         preprocess: str = "fixed",
         resize: str = "crop",
         crop_pct: float = 1.0,
@@ -121,6 +129,7 @@ def make_pipeline(
         schedule: str = "cosine",
         warmup: float = 0.1,
         layer_decay: float = 0.0,
+        reset_layers: int = 0,
         weight_decay: float = 0.05,
         clip_norm: float = 1.0,
         label_smoothing: float = 0.1,
@@ -132,11 +141,13 @@ def make_pipeline(
         soup: int = 0,
         metric: str = "accuracy",
         patience: int = 4,
+        seeds: int = 1,
         checkpoint_seconds: float = 30.0,
         confidence: float = 0.95,
         resamples: int = 2000,
         slices: list = [],  # noqa: B006  KFP copies it into the spec
         corruptions: list = [],  # noqa: B006  KFP copies it into the spec
+        attributions: bool = False,
         learning_curve: str = "",
         register_as: str = "",
         policy: str = "",
@@ -150,6 +161,9 @@ def make_pipeline(
     ) -> Outputs:
         ingest = ingest_data(
             data=data,
+            modality=modality,
+            text_column=text_column,
+            label_column=label_column,
             source_fingerprint=source_fingerprint,
             train_per_class=train_per_class,
             test_per_class=test_per_class,
@@ -159,6 +173,7 @@ def make_pipeline(
             slices=slices,
             max_pixels=max_pixels,
             max_side=max_side,
+            max_characters=max_characters,
             seed=seed,
         )
         packed = {"dataset": ingest.outputs["dataset"], "dataset_digest": ingest.outputs["Output"]}
@@ -169,6 +184,8 @@ def make_pipeline(
             min_side=min_side,
             max_aspect=max_aspect,
             min_contrast=min_contrast,
+            min_characters=min_characters,
+            long_text=long_text,
             max_imbalance=max_imbalance,
             max_drift=max_drift,
             near_duplicates=near_duplicates,
@@ -188,6 +205,8 @@ def make_pipeline(
             backbone=backbone,
             weights=weights,
             image_size=image_size,
+            max_length=max_length,
+            pooling=pooling,
             preprocess=preprocess,
             resize=resize,
             crop_pct=crop_pct,
@@ -220,6 +239,7 @@ def make_pipeline(
             "schedule": schedule,
             "warmup": warmup,
             "layer_decay": layer_decay,
+            "reset_layers": reset_layers,
             "weight_decay": weight_decay,
             "clip_norm": clip_norm,
             "label_smoothing": label_smoothing,
@@ -237,7 +257,9 @@ def make_pipeline(
             "checkpoint_seconds": checkpoint_seconds,
             "seed": seed,
         }
-        tuned = fine_tune(**training, strategy=strategy, learning_rate=learning_rate, rate_test=rate_test, lp_ft=lp_ft)
+        tuned = fine_tune(
+            **training, strategy=strategy, learning_rate=learning_rate, rate_test=rate_test, lp_ft=lp_ft, seeds=seeds
+        )
         with_gpu, heavy, light = [features, tuned], [baseline], [ingest, validate]
         models = {"baseline": baseline.outputs["model"], "fine_tuned": tuned.outputs["model"]}
         digests = {"baseline_digest": baseline.outputs["Output"], "fine_tuned_digest": tuned.outputs["Output"]}
@@ -262,6 +284,7 @@ def make_pipeline(
             metric=metric,
             slices=slices,
             corruptions=corruptions,
+            attributions=attributions,
             learning_curve=learning_curve,
             seed=seed,
         )

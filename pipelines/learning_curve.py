@@ -118,7 +118,7 @@ def run_curve(
                 end(follower, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 shutil.rmtree(folder, ignore_errors=True)  # what is worth keeping is in the cache
             if isinstance(error, MemoryError):
-                raise UserError("out of memory; use a smaller batch_size or --image-size") from None
+                raise UserError("out of memory; use a smaller batch_size, image_size or max_length") from None
             raise
     curve["seconds"] = time.time() - started
     return curve
@@ -191,7 +191,7 @@ def print_curve(curve: dict[str, Any], output: Path, console: Console) -> None:
     for row in curve["rows"]:
         figures = (f"{row['candidates'][name]['seconds']:.1f}" for name in CANDIDATES)
         seconds.add_row(f"{row['per_class']:,}", *figures)
-    how = "seeds and test images" if len(curve["seeds"]) > 1 else "test images of one seed"
+    how = "seeds and test examples" if len(curve["seeds"]) > 1 else "test examples of one seed"
     lines: list[Any] = [
         "",
         f"Test accuracy, with {curve['confidence']:.0%} intervals over {how}",

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ import graftwork
 from graftwork.errors import UserError, one_line
 from graftwork.files import STORE, write_json
 from graftwork.metrics import HEADLINES
+from graftwork.modality import imports
 from graftwork.pipelines import warm
 from graftwork.pipelines.display import Display
 from graftwork.tracking import (
@@ -100,7 +102,7 @@ def run_local(
         StepError: a step failed. UserError: the output folder cannot be written. KeyboardInterrupt: the user stopped it.
     """
     started = time.time()
-    runner = runner or Runner(in_processes, stop_processes)
+    runner = runner or Runner(partial(in_processes, modality=str(parameters["modality"])), stop_processes)
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     folder = (output / run_id).resolve()
     journals = folder / "journals"
@@ -147,9 +149,9 @@ def run_local(
 
 def abandon(follower: Follower, folder: Path, status: str) -> None:
     """Leave nothing half-made of a run that did not end, and no run open in MLflow."""
-    for partial in folder.rglob("*.partial"):
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
+    for path in folder.rglob("*.partial"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
     follower.close(10)
@@ -183,18 +185,18 @@ def run_pipeline(
 
 
 @contextlib.contextmanager
-def in_processes(folder: Path) -> Iterator[tuple[Any, str]]:
+def in_processes(folder: Path, modality: str = "image") -> Iterator[tuple[Any, str]]:
     """Have kfp run each step as a process of this machine's Python."""
     from kfp import local
     from kfp.local import subprocess_task_handler
 
-    with warm_process() as command_for:
+    with warm_process(modality) as command_for:
         subprocess_task_handler.replace_python_executable = command_for
         yield local.SubprocessRunner(use_venv=False), build_digest()
 
 
 @contextlib.contextmanager
-def warm_process() -> Iterator[Callable[[list[str], str], list[str]]]:
+def warm_process(modality: str = "image") -> Iterator[Callable[[list[str], str], list[str]]]:
     """Yield what turns a step's command into this machine's, and have later steps forked from a process that has imported already.
 
     That process is started with the step that ingests: where its result is reused, so are most others, and importing would be in vain.
@@ -209,7 +211,7 @@ def warm_process() -> Iterator[Callable[[list[str], str], list[str]]]:
             else:
                 words = [python]
                 if "ingest_data" in command and sys.platform == "linux":
-                    serve = [python, "-m", warm.__name__, "serve", address]
+                    serve = [python, "-m", warm.__name__, "serve", address, *to_import(modality)]
                     null = subprocess.DEVNULL
                     started.append(subprocess.Popen(serve, stdin=subprocess.PIPE, stdout=null, stderr=null))
             return use_python(command, shlex.join(words))
@@ -220,6 +222,12 @@ def warm_process() -> Iterator[Callable[[list[str], str], list[str]]]:
             for process in started:
                 process.kill()
                 process.communicate()
+
+
+def to_import(modality: str) -> list[str]:
+    """Return what a run imports, in the order in which its steps need it."""
+    before = warm.MODULES.index("graftwork.features")
+    return [*warm.MODULES[:before], *imports(modality), *warm.MODULES[before:]]
 
 
 def use_python(command: list[str], python: str) -> list[str]:

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from graftwork.dataset import Dataset, difference, open_dataset
 from graftwork.errors import UserError, one_line
+from graftwork.modality import name_of
 from graftwork.settings import IngestSettings, ValidateSettings, parse
-from graftwork.sources.record import DataSource, local_path
+from graftwork.sources.record import NOUNS, DataSource, local_path
 from graftwork.validate import Validation, validate
 
 SHOWN_KINDS = 8  # of what was passed over
@@ -75,7 +76,7 @@ def print_findings(summary: dict[str, Any], console: Console) -> None:
     counts = summary["counts"]
     by_split = {split: sum(by_class.values()) for split, by_class in summary["classes"].items()}
     console.print(
-        f"{sum(by_split.values()):,} images ({', '.join(f'{n:,} {split}' for split, n in by_split.items())}), "
+        f"{sum(by_split.values()):,} {NOUNS[name_of(summary)]} ({', '.join(f'{n:,} {split}' for split, n in by_split.items())}), "
         f"{len(summary['classes']['train'])} classes, digest {summary['digest']}",
         highlight=False,
         soft_wrap=True,
@@ -120,8 +121,8 @@ def find_dataset(name: str, output: Path) -> Dataset:
 def print_difference(before: Dataset, after: Dataset, console: Console) -> bool:
     """Print what changed, by class and split; return whether nothing did."""
     console.print(
-        f"A  {escape(one_line(before.info['name']))}  {len(before.manifest):,} images  {before.digest}\n"
-        f"B  {escape(one_line(after.info['name']))}  {len(after.manifest):,} images  {after.digest}",
+        f"A  {escape(one_line(before.info['name']))}  {len(before.manifest):,} {NOUNS[name_of(before.info)]}  {before.digest}\n"
+        f"B  {escape(one_line(after.info['name']))}  {len(after.manifest):,} {NOUNS[name_of(after.info)]}  {after.digest}",
         highlight=False,
         soft_wrap=True,
     )

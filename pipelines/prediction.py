@@ -22,7 +22,10 @@ PREDICT_EXAMPLES = """[bold]Examples[/]
 
 graftwork predict models:/flowers@champion photo.jpg
 
-graftwork predict my-model/ photos/ s3://bucket/photos list.csv --table labels.parquet"""
+graftwork predict my-model/ photos/ s3://bucket/photos list.csv --table labels.parquet
+
+graftwork predict models:/reviews@champion "a film that nobody wanted" reviews.jsonl"""
+TEXT_SHOWN = 80  # characters of a text on the terminal
 EXPORT_EXAMPLES = "[bold]Example[/]\n\ngraftwork export models:/flowers@champion --output flowers.onnx"
 ModelArgument = Annotated[
     str, typer.Argument(help="Model folder, or models:/NAME@alias or models:/NAME/VERSION.", metavar="MODEL")
@@ -38,8 +41,8 @@ def predict(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, folders of them at any depth, manifests (.csv, .tsv, .parquet with a column 'path'), archives (.zip, .tar), "
-            "s3://bucket/prefix. Labels are not needed.",
+            help="Files of images or texts, folders of them at any depth, tables (.csv, .tsv, .parquet, .jsonl with a column 'path', or 'text'), "
+            "archives (.zip, .tar), s3://bucket/prefix; or texts themselves. Labels are not needed.",
             metavar="INPUT...",
         ),
     ],
@@ -48,19 +51,27 @@ def predict(
         Path | None,
         typer.Option("--table", "--output-file", help="The same, as CSV or Parquet by the name.", metavar="FILE"),
     ] = None,
+    column: Annotated[
+        str,
+        typer.Option(help="Column of the tables that holds the paths, or the texts, where its name does not say so."),
+    ] = "",
     output: Output = Path("runs"),
 ) -> None:
-    """Label images with a model from the registry or from a folder. Exit status 1: some could not be decoded and were left out."""
+    """Label images or texts with a model from the registry or from a folder. Exit status 1: some could not be decoded and were left out."""
     from graftwork import predicting
 
     if table and table.suffix.lower() not in predicting.TABLES:
         raise UserError(f"table {one_line(table)}: ends neither in .csv nor in .parquet; name it so")
-    images = predicting.find_images(inputs)
     folder = predicting.model_folder(model, tracking_uri(output))
-    from graftwork.model import load_model
+    from graftwork.modality import inputs as inputs_of
+    from graftwork.modality import name_of
+    from graftwork.model import load_model, read_info
 
+    modality = name_of(read_info(folder))
+    found = predicting.find_examples(inputs, modality, column)
+    headings = inputs_of(modality).HEADINGS
     loaded = load_model(folder)
-    shown = Shown(loaded.classes, bool(csv or table))
+    shown = Shown(loaded.classes, bool(csv or table), headings, modality)
     left_out = 0
 
     def broken(name: str, reason: str) -> None:
@@ -74,11 +85,11 @@ def predict(
     with contextlib.ExitStack() as stack:
         writers = []
         if csv:
-            writers.append(stack.enter_context(predicting.table_writer(csv, loaded.classes, ".csv", "csv")))
+            writers.append(stack.enter_context(predicting.table_writer(csv, loaded.classes, ".csv", "csv", headings)))
         if table:
-            writers.append(stack.enter_context(predicting.table_writer(table, loaded.classes)))
-        with progress(images.number) as advance:
-            for rows in predicting.label_images(loaded, images, broken):
+            writers.append(stack.enter_context(predicting.table_writer(table, loaded.classes, headings=headings)))
+        with progress(found.number) as advance:
+            for rows in predicting.label_examples(loaded, found, broken):
                 for write in writers:
                     write(rows)
                 shown.add(rows)
@@ -90,7 +101,7 @@ def predict(
 
 @contextlib.contextmanager
 def progress(total: int | None):  # type: ignore[no-untyped-def]
-    """Yield a function that moves a bar on by a number of images; the bar is there on a terminal alone, and gone at the end."""
+    """Yield a function that moves a bar on by a number of examples; the bar is there on a terminal alone, and gone at the end."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -103,10 +114,11 @@ def progress(total: int | None):  # type: ignore[no-untyped-def]
 class Shown:
     """What the terminal shows: every row, as long as they are few or go nowhere else; of many that are in a file, the counts."""
 
-    def __init__(self, classes: list[str], in_file: bool) -> None:
+    def __init__(self, classes: list[str], in_file: bool, headings: tuple[str, ...], modality: str) -> None:
         self.classes, self.in_file = classes, in_file
+        self.headings, self.modality = headings, modality
         self.counts: Counter[int] = Counter()
-        self.waiting: list[tuple[str, int, float]] = []
+        self.waiting: list[tuple[tuple[str, ...], int, float]] = []
         self.printed = 0
 
     def add(self, rows: "Rows") -> None:
@@ -117,7 +129,7 @@ class Shown:
             self.waiting.clear()
             return
         best = rows.probabilities[range(len(rows.labels)), rows.labels].tolist()
-        self.waiting += zip(rows.names, rows.labels, best, strict=True)
+        self.waiting += zip(zip(*rows.identity(), strict=True), rows.labels, best, strict=True)
         if len(self.waiting) > FEW:  # in parts: memory does not grow with their number
             self.flush()
 
@@ -125,21 +137,28 @@ class Shown:
         if not self.waiting:
             return
         table = Table(box=None, pad_edge=False, show_header=not self.printed)
-        for heading in ("image", "label", "probability"):
+        # Texts that were given as they are have no name.
+        shown = [n for n in range(len(self.headings)) if any(which[n] for which, _, _ in self.waiting)]
+        for heading in (*(self.headings[n] for n in shown), "label", "probability"):
             table.add_column(heading, justify="right" if heading == "probability" else "left", overflow="fold")
-        for name, label, probability in self.waiting:
-            table.add_row(escape(one_line(name)), escape(self.classes[label]), f"{probability:.3f}")
+        for which, label, probability in self.waiting:
+            cells = [escape(one_line(which[n], TEXT_SHOWN if n else 300)) for n in shown]
+            table.add_row(*cells, escape(self.classes[label]), f"{probability:.3f}")
         console.print(table)
         self.printed += len(self.waiting)
         self.waiting.clear()
 
     def finish(self, files: list[Path]) -> None:
         self.flush()
+        from graftwork.sources.record import NOUNS
+
         total = self.counts.total()
         if total and not self.printed:
             counts = ", ".join(f"{n:,} {self.classes[label]}" for label, n in self.counts.most_common(10))
             counts += ", ..." if len(self.counts) > 10 else ""
-            console.print(f"{total:,} images: {escape(one_line(counts, 1000))}", highlight=False, soft_wrap=True)
+            console.print(
+                f"{total:,} {NOUNS[self.modality]}: {escape(one_line(counts, 1000))}", highlight=False, soft_wrap=True
+            )
             for file in files:
                 console.print(f"Table: {escape(one_line(file))}", highlight=False, soft_wrap=True)
 
@@ -152,7 +171,7 @@ def export(
         "runs"
     ),
 ) -> None:
-    """Write a model as one file that other programs run: fitted uint8 pixels in, calibrated probabilities out."""
+    """Write an image model as one file that other programs run: fitted uint8 pixels in, calibrated probabilities out."""
     from graftwork.exporting import export_onnx
     from graftwork.predicting import model_folder
 

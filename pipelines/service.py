@@ -21,12 +21,14 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     max_request_mb: Annotated[int, typer.Option(min=1, max=1024, help="Largest request.")] = 32,
-    max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 256,
+    max_images: Annotated[
+        int, typer.Option("--max-examples", "--max-images", min=1, help="Most images or texts in a request.")
+    ] = 256,
     concurrency: Annotated[int, typer.Option(min=1, help="Most requests worked on at once; more get status 503.")] = 64,
     timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds for a request to arrive.")] = 30.0,
     output: Output = Path("runs"),
 ) -> None:
-    """Serve a model over HTTP: POST /invocations as MLflow's server takes it, or an image as the body."""
+    """Serve a model over HTTP: POST /invocations as MLflow's server takes it, or an image or a text as the body."""
     from graftwork.predicting import model_folder
 
     # The log: stderr, one line an event.

@@ -189,7 +189,8 @@ def wanted_run(options: dict[str, Any]) -> Wanted:
 
 def checked_settings(options: dict[str, Any]) -> dict[str, Any]:
     """Return all settings: the file's, over them the options', over them those of ``--set``."""
-    from graftwork.pipelines.cli import check_backbone, pipeline_parameters, read_policy, read_suite
+    from graftwork.modality import check_some
+    from graftwork.pipelines.cli import pipeline_parameters, read_policy, read_suite
     from graftwork.sources.arrays import cache_folder
 
     of_file = read_parameters(options["params"])
@@ -211,7 +212,7 @@ def checked_settings(options: dict[str, Any]) -> dict[str, Any]:
         except UserError as error:
             raise UserError(f"params {one_line(options['params'])}: {str(error).removeprefix('--set ')}") from None
     parameters = pipeline_parameters({}, assignments(of_file) + assignments(typed) + assigned)
-    check_backbone(parameters["backbone"], cache_folder())
+    check_some(parameters, cache_folder())
     return parameters
 
 
@@ -272,17 +273,18 @@ def read_parameters(path: Path | None) -> dict[str, Any]:
 
 def check_visible(parameters: dict[str, Any]) -> None:
     """Refuse what lies on this machine: the steps run on others."""
-    from graftwork.sources.arrays import NAMED
+    from graftwork.sources import arrays, text_sets
     from graftwork.sources.torchvision_sets import NAMES, PREFIX
 
     data, shown = parameters["data"], one_line(parameters["data"])
-    if not data.startswith("s3://") and data.removeprefix(PREFIX) not in {*NAMED, *NAMES}:
+    named = {*arrays.NAMED, *text_sets.NAMED, *NAMES}
+    if not data.startswith("s3://") and data.removeprefix(PREFIX) not in named:
         if ("://" not in data and ("/" in data or Path(data).exists())) or data.startswith("file:"):
             raise UserError(
                 f"data {shown}: lies on this machine, and a cluster cannot see it; upload it, as with "
                 "'aws s3 sync FOLDER s3://bucket/prefix', and give s3://bucket/prefix"
             )
-        near = difflib.get_close_matches(data, {*NAMED, *NAMES}, n=1)
+        near = difflib.get_close_matches(data, named, n=1)
         raise UserError(
             f"data '{shown}': is not s3:// and no named dataset; "
             + (f"did you mean {near[0]}?" if near else "give one of the two")

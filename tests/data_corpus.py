@@ -1066,7 +1066,7 @@ FOLDERS = (
     Case("a folder that is not there", lambda w: "gone", 2, (r"^graftwork: data gone: no such folder, and no dataset of that name .*; check the path$",)),
     Case("a folder with nothing in it", folder_of({".keep": b""}), 2,
          (r"^graftwork: data data: no images found; put them in one folder a class, as CLASS/photo\.jpg$",)),
-    Case("files that are no images", folder_of({"a/x.txt": b"x", "b/y.heic": b"x"}), 2,
+    Case("files that are no images", folder_of({"a/x.pdf": b"x", "b/y.heic": b"x"}), 2,
          (r"^graftwork: data data: no images found \(2 files there have no image suffix\)",)),
     Case("images outside class folders", folder_of(lambda: {f"{n}.png": png(n) for n in range(5)}), 2,
          (r"^graftwork: data data: no images found in class folders \(5 lie outside a class folder\)",)),
@@ -1261,7 +1261,7 @@ S3 = (
     s3_case("a profile that is not there", objects(sound), 2, ON_S3 + r".*profile \(gone\) could not be found; check the AWS_ variables",
             environment=credentials(AWS_PROFILE="gone")),
     s3_case("one class on S3", objects(lambda: sound(("cats",))), 2, ON_S3 + "only one class, 'cats'"),
-    s3_case("objects on S3 that are no images", objects(lambda: {"a/x.txt": b"x"}), 2, ON_S3 + r"no images found \(1 files? there"),
+    s3_case("objects on S3 that are no images", objects(lambda: {"a/x.pdf": b"x"}), 2, ON_S3 + r"no images found \(1 files? there"),
     s3_case("objects on S3 that are all broken", objects(lambda: dict.fromkeys(sound(), HTML)), 1, ON_S3 + "none of its 24 images can be decoded"),
     s3_case("a manifest on S3 with an image deleted and one replaced by a page", manifest_on_s3, 0, *USABLE,
             r"data/a/00\.png: no such object", r"data/b/00\.png: not an image", images=GOOD - 2,
@@ -1272,6 +1272,45 @@ S3 = (
     s3_case("a tar that is not on S3", objects(sound, "photos/gone.tar"), 2, ON_S3 + "no such object"),
 )  # fmt: skip
 
+
+# ---- texts ---------------------------------------------------------------------------------------------------------------------
+
+
+def texts(content: str | bytes, name: str = "texts.csv") -> Callable[[World], str]:
+    return file_of(name, content.encode() if isinstance(content, str) else content)
+
+
+OF_TEXTS = r"^graftwork: data texts\.(csv|jsonl): "
+SENTENCES = [f"a sentence of some length, which is number {n}" for n in range(30)]
+TEXTS = (
+    Case("texts without labels", texts("text,kind\na,b\n"), 2,
+         (OF_TEXTS + r"no column for the label .* found: 'text', 'kind'; name it in the first row, or give label_column$",)),
+    Case("two columns that could be the text", texts("text,comment,label\na,b,c\n"), 2,
+         (OF_TEXTS + r"2 columns could be the text: 'text', 'comment'; say which with text_column",)),
+    Case("two columns that could be the label of texts", texts("text,sentiment,topic\na,b,c\n"), 2,
+         (OF_TEXTS + r"2 columns could be the label: 'sentiment', 'topic'; say which with label_column",)),
+    Case("texts and labels swapped", texts(text_of(["label", "text"], [[s, str(n % 2)] for n, s in enumerate(SENTENCES)])), 2,
+         (OF_TEXTS + "the columns seem to be swapped: ",)),
+    Case("texts that are numbers", texts("text,label\n1,a\n2,b\n"), 2, (OF_TEXTS + "the column for the text holds nothing but numbers",)),
+    Case("texts with a number of the row for a label", texts(text_of(["text", "label"], [[s, str(n)] for n, s in enumerate(SENTENCES)])), 2,
+         (OF_TEXTS + "the column for the label holds 30 different values in 30 rows",)),
+    Case("texts of one class", texts("text,label\na,x\nb,x\n"), 2, (OF_TEXTS + "only one class, 'x'",)),
+    Case("texts in two encodings", texts("text,label\né,x\n".encode() + "é,y\n".encode("latin-1")), 2,
+         (OF_TEXTS + r"is not UTF-8 at byte 16 \(row 2 \(line 3\)\), 0xe9; save it as UTF-8$",)),
+    Case("texts with a NUL byte", texts("text,label\na,x\nb\0,y\n"), 2, (OF_TEXTS + "holds a NUL byte at byte 16",)),
+    Case("texts with a quote that is not closed", texts('text,label\n"a,x\nb,y\n'), 2, (OF_TEXTS + "row 1 has 1 fields .*; close the quote",)),
+    Case("a header of texts and no rows", texts("text,label\n"), 2, (OF_TEXTS + "has a header and no rows",)),
+    Case("JSON Lines with a broken line", texts('{"text":"a","label":"x"}\n{"text":\n', "texts.jsonl"), 2, (OF_TEXTS + "line 2 is no JSON ",)),
+    Case("JSON Lines with a key twice", texts('{"text":"a","label":"x","label":"y"}\n', "texts.jsonl"), 2,
+         (OF_TEXTS + "line 1 holds the key 'label' twice",)),
+    Case("JSON Lines with a list of labels", texts('{"text":"a","label":["x"]}\n', "texts.jsonl"), 2,
+         (OF_TEXTS + "line 1: 'label', the column for the label, holds a list",)),
+    Case("a JSON list named as JSON Lines", texts('[{"text":"a","label":"x"}]', "texts.jsonl"), 2, (OF_TEXTS + "line 1 holds a list; write one object",)),
+    Case("a folder of texts of one class", folder_of({"a/1.txt": b"x", "a/2.txt": b"y"}), 2,
+         (r"^graftwork: data data: only one class, 'a'; a classifier needs texts in at least two class folders$",)),
+    Case("texts outside class folders", folder_of({"1.txt": b"x", "2.txt": b"y"}), 2,
+         (r"^graftwork: data data: no texts found in class folders \(2 lie outside a class folder\)",)),
+)  # fmt: skip
 
 # ---- where it is kept ----------------------------------------------------------------------------------------------------------
 
@@ -1301,6 +1340,7 @@ FAMILIES = {
     "Folders": FOLDERS,
     "Suites": SUITES,
     "S3": S3,
+    "Texts": TEXTS,
     "Where it is kept": KEEPING,
 }
 CASES = [case for cases in FAMILIES.values() for case in cases]

@@ -1,6 +1,6 @@
-"""Archives: a ``.zip`` or a ``.tar``, plain or compressed, that holds ``CLASS/*.jpg``, or ``train|val|test/CLASS/*.jpg``.
+"""Archives: a ``.zip`` or a ``.tar``, plain or compressed, that holds ``CLASS/*.jpg``, or ``train|val|test/CLASS/*.jpg``; or texts, ``*.txt``.
 
-Nothing is unpacked under a member's name. A zip and a plain tar are read in place, at offsets; a compressed tar has no offsets, so its images
+Nothing is unpacked under a member's name. A zip and a plain tar are read in place, at offsets; a compressed tar has no offsets, so its files
 are unpacked once into one nameless temporary file. An archive is somebody else's input: sizes, counts and paths in it are checked, not believed.
 
 One top folder that everything shares is not a class (``photos/cat/1.jpg``: the class is ``cat``) and is left out of the keys. It stays where it
@@ -33,15 +33,20 @@ import numpy.typing as npt
 from graftwork.errors import UserError, one_line
 from graftwork.parallel import WORKERS
 from graftwork.sources.record import (
+    AS_IT_IS,
+    NOUNS,
     SPLIT_NAMES,
     DataSource,
     Layout,
     Member,
+    Reading,
     Record,
     check_layout,
     local_path,
+    modality_of,
     printable,
     regular,
+    settle,
 )
 
 SUFFIXES = (
@@ -63,14 +68,14 @@ SPARSE, TWICE = "sparse files in the archive", "duplicate names in the archive"
 DAMAGED = "damaged in the archive"
 
 
-def open_archive(uri: str) -> DataSource | None:
+def open_archive(uri: str, reading: Reading = AS_IT_IS) -> DataSource | None:
     """Return the archive at ``uri``: a path, ``file://`` or ``s3://``, the last copied to the cache folder first.
 
     A file with another suffix is taken as well where it holds a zip or a tar.
     """
     named = uri.lower().endswith(SUFFIXES)
     if uri.startswith("s3://"):
-        return fetch(uri) if named else None
+        return fetch(uri, reading.modality) if named else None
     if "://" in uri and not uri.startswith("file://"):
         return None
     path, shown = local_path(uri), one_line(uri)
@@ -81,7 +86,7 @@ def open_archive(uri: str) -> DataSource | None:
         kind = kind_of(opened)
         if not named and not kind:
             return None
-        return ArchiveSource(opened, kind, stem(path.name), str(path.resolve()), opened.version)
+        return ArchiveSource(opened, kind, stem(path.name), str(path.resolve()), opened.version, reading.modality)
     except FileNotFoundError:
         raise UserError(f"data {shown}: no such file; check the path") from None
     except (OSError, ValueError) as error:
@@ -92,7 +97,7 @@ def open_archive(uri: str) -> DataSource | None:
         ) from None
 
 
-def fetch(uri: str) -> DataSource:
+def fetch(uri: str, modality: str = "auto") -> DataSource:
     """Open an archive at ``s3://``, by its copy in the cache folder, of which there is one an address: that of the newest version."""
     from graftwork.sources.arrays import cache_folder
     from graftwork.sources.s3 import download, object_version
@@ -116,7 +121,7 @@ def fetch(uri: str) -> DataSource:
         raise UserError(
             f"data {shown}: cannot be copied to {one_line(folder)} ({error.strerror or one_line(error)}); make room there, or set XDG_CACHE_HOME"
         ) from None
-    return ArchiveSource(opened, kind_of(opened), stem(name), uri, version)
+    return ArchiveSource(opened, kind_of(opened), stem(name), uri, version, modality)
 
 
 def stem(name: str) -> str:
@@ -126,11 +131,13 @@ def stem(name: str) -> str:
 
 
 class ArchiveSource:
-    """The images of an archive, in the order in which they lie in it; hidden files are passed over, as are links and unsafe paths."""
+    """The images, or the texts, of an archive, in the order in which they lie in it; hidden files are passed over, as are links and unsafe paths."""
 
     readers = WORKERS
 
-    def __init__(self, opened: "Opened", kind: str, name: str, place: str, version: str) -> None:
+    def __init__(
+        self, opened: "Opened", kind: str, name: str, place: str, version: str, modality: str = "auto"
+    ) -> None:
         """``kind`` as ``kind_of`` returns it; ``place`` and ``version`` say which archive this is, wherever its copy lies.
 
         Raises:
@@ -141,7 +148,7 @@ class ArchiveSource:
             refuse_what_is_no_archive(opened)
         self.name = name
         self._place, self._version = place, version
-        table = Table(shown)
+        table = Table(shown, modality)
         if kind == "zip":
             list_zip(opened, table)
             self._contents = opened
@@ -152,10 +159,12 @@ class ArchiveSource:
         self._zip = kind == "zip"
         self._passed = table.passed
         self._layout, self._images = table.finish()
+        self.modality = self._layout.modality
         if not self._images.paths and self._passed:
             counts = ", ".join(f"{n:,} {what}" for what, n in sorted(self._passed.items()))
             raise UserError(
-                f"data {shown}: no images that may be used ({counts}); archive the folder that holds one folder of images a class, by relative paths"
+                f"data {shown}: no {NOUNS[self.modality]} that may be used ({counts}); "
+                f"archive the folder that holds one folder of {NOUNS[self.modality]} a class, by relative paths"
             )
         check_layout(shown, self._layout, {m.label for m in self._images.members}, len(self._images.paths))
 
@@ -311,7 +320,7 @@ def inflate(method: int, data: bytes, size: int) -> bytes:
 
 
 class Images(NamedTuple):
-    """The images to be used, in the archive's order: an item an image in every column but ``members``."""
+    """The images, or the texts, to be used, in the archive's order: an item each in every column but ``members``."""
 
     paths: list[str]  # without the top folder that all share
     codes: "array[int]"  # position in ``members``
@@ -324,18 +333,23 @@ class Images(NamedTuple):
 
 
 class Table:
-    """Gathers an archive's members in columns, since there may be millions; where a name comes twice the last counts."""
+    """Gathers an archive's members in columns, since there may be millions; where a name comes twice the last counts.
 
-    def __init__(self, shown: str) -> None:
+    ``modality`` "auto" gathers images and texts until all are seen: which of them are the data's is known then.
+    """
+
+    def __init__(self, shown: str, modality: str = "image") -> None:
         self.shown = shown
+        self.modality = modality
         self.entries = 0
         self.passed: Counter[str] = Counter()
-        self._others = Layout([])  # counts what is no image, which needs no layout
+        self._others = Layout([], modality)  # counts what is neither image nor text, which needs no layout
         self._tops: set[str] = set()
         self._below: set[str] = set()  # folders in the top folder, as long as there is only one
         self._rows: dict[str, int] = {}
         self._offsets, self._sizes, self._packed = array("Q"), array("Q"), array("Q")
         self._crcs, self._methods = array("I"), array("H")
+        self._own: npt.NDArray[np.bool_] | None = None
 
     def count(self) -> None:
         self.entries += 1
@@ -353,7 +367,7 @@ class Table:
         self._see_folders(split_path(name) or [])
 
     def admit(self, name: str) -> str:
-        """Return the path under which the file ``name`` is to be ``put``; "": it is no image, hidden, or nowhere that is safe."""
+        """Return the path under which the file ``name`` is to be ``put``; "": it is no example, hidden, or nowhere that is safe."""
         self.count()
         parts = split_path(name)
         if not parts:
@@ -382,38 +396,47 @@ class Table:
         self._crcs.append(crc)
         self._methods.append(method)
 
-    def ends(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        """Return where each image of a zip begins and, at the least, ends; in order, without those that are out of place."""
+    def settle(self) -> npt.NDArray[np.bool_]:
+        """Find the modality, once all is gathered; return which rows are of it."""
+        if self._own is None:
+            self.modality = settle(lambda: self._rows, self.modality)
+            kinds = (modality_of(path) == self.modality for path in self._rows)
+            self._own = np.fromiter(kinds, np.bool_, len(self._rows))
+        return self._own
+
+    def ends(self, own: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        """Return where each file of a zip begins and, at the least, ends; in order, of the rows ``own``, without those out of place."""
         offsets = np.asarray(self._offsets)
         ends = offsets + np.asarray(self._packed) + np.uint64(LOCAL.size)
-        inside = np.asarray(self._methods) != OUT_OF_PLACE
+        inside = (np.asarray(self._methods) != OUT_OF_PLACE) & own
         order = np.argsort(offsets[inside], kind="stable")
         return offsets[inside][order], ends[inside][order]
 
-    def total(self) -> int:
-        """Return the bytes that all images claim to have."""
-        return int(np.asarray(self._sizes).sum(dtype=np.float64))  # claims may add up to more than 64 bits hold
+    def total(self, own: npt.NDArray[np.bool_]) -> int:
+        """Return the bytes that the rows ``own`` claim to have."""
+        return int(np.asarray(self._sizes)[own].sum(dtype=np.float64))  # claims may add up to more than 64 bits hold
 
     def finish(self) -> tuple[Layout, Images]:
-        """Return the layout, and the images that have a place in it. The table is used up."""
+        """Return the layout, and the examples that have a place in it. The table is used up."""
+        own = self.settle()
         top = next(iter(self._tops)) if len(self._tops) == 1 else ""
         named_as_split = top.lower() in SPLIT_NAMES and not all(f.lower() in SPLIT_NAMES for f in self._below)
         shared = bool(top and self._below and not named_as_split)
-        layout = Layout(sorted(self._below if shared else self._tops))
+        layout = Layout(sorted(self._below if shared else self._tops), self.modality)
         layout.skipped.update(self._others.skipped)
         names = list(self._rows)
         self._rows.clear()
         paths: list[str] = []
         codes, rows = array("I"), array("Q")
         code_of: dict[Member, int] = {}
-        member_of: dict[str, Member] = {}  # by folder: whether a file is an image at all was seen before
+        member_of: dict[str, Member] = {}  # by folder: whether a file is an example at all is in ``own``
         for row in np.argsort(np.asarray(self._offsets), kind="stable").tolist():
             path = names[row]
             names[row] = ""
             if shared and "/" in path:
                 path = path.partition("/")[2]
             folder = path.rpartition("/")[0]
-            member = member_of.get(folder) or layout.place(tuple(path.split("/")))
+            member = (member_of.get(folder) if own[row] else None) or layout.place(tuple(path.split("/")))
             if member:
                 if len(member_of) == 100_000:  # a folder an image
                     member_of.clear()
@@ -474,14 +497,14 @@ class Directory(NamedTuple):
 
 
 def list_zip(opened: Opened, table: Table) -> None:
-    """Put a zip's images into ``table``.
+    """Put a zip's images and texts into ``table``.
 
     Raises:
         UserError: it is damaged, encrypted, or made to do harm.
     """
     shown = opened.shown
     directory = find_directory(opened)
-    encrypted = 0
+    encrypted: Counter[str] = Counter()  # by modality
     with opened.from_start(CHUNK) as file:
         file.seek(directory.start)
         left = directory.size
@@ -505,7 +528,7 @@ def list_zip(opened: Opened, table: Table) -> None:
             elif stat.S_IFMT(mode) and not stat.S_ISREG(mode):
                 table.pass_over(SPECIAL)
             elif path := table.admit(name):
-                encrypted += bool(flags & ENCRYPTED)
+                encrypted[modality_of(path)] += bool(flags & ENCRYPTED)
                 offset += directory.shift
                 if offset + LOCAL.size + packed > directory.start:
                     table.put(path, min(offset, directory.start), size, 0, crc, OUT_OF_PLACE)
@@ -513,19 +536,21 @@ def list_zip(opened: Opened, table: Table) -> None:
                     table.put(path, offset, size, packed, crc, method)
     if (table.entries - directory.files) % 2**16:  # a zip without 64-bit records counts no further
         refuse_damaged(shown, f"it names {table.entries:,} files and should have {directory.files:,}")
-    if encrypted:
+    own = table.settle()
+    noun = NOUNS[table.modality]
+    if encrypted[table.modality]:
         raise UserError(
-            f"data {shown}: {encrypted:,} of its images are encrypted; unpack it with its password and give the folder"
+            f"data {shown}: {encrypted[table.modality]:,} of its {noun} are encrypted; unpack it with its password and give the folder"
         )
-    starts, ends = table.ends()
+    starts, ends = table.ends(own)
     overlapping = int((starts[1:] < ends[:-1]).sum())
     if overlapping:
         raise UserError(
-            f"data {shown}: {overlapping:,} of its images lie over others in the archive, as in one made to do harm; "
-            "make it again from the images themselves"
+            f"data {shown}: {overlapping:,} of its {noun} lie over others in the archive, as in one made to do harm; "
+            f"make it again from the {noun} themselves"
         )
-    if table.total() > total_limit(opened.size):
-        refuse_total(opened, table.total())
+    if table.total(own) > total_limit(opened.size):
+        refuse_total(opened, table.total(own))
 
 
 def find_directory(opened: Opened) -> Directory:
@@ -648,7 +673,7 @@ class Forward:
 
 
 def list_tar(opened: Opened, codec: str, table: Table) -> Opened:
-    """Put a tar's images into ``table`` and return where they are to be read: the tar, or the file it was unpacked to.
+    """Put a tar's images and texts into ``table`` and return where they are to be read: the tar, or the file it was unpacked to.
 
     Raises:
         UserError: it is damaged, cut off, or made to do harm; or there is no room to unpack it.
@@ -742,7 +767,7 @@ def decompressed(file: BinaryIO, codec: str) -> Any:
 
 
 class Spool:
-    """A nameless temporary file that takes the images of a compressed tar, one after the other."""
+    """A nameless temporary file that takes the files of a compressed tar, one after the other."""
 
     def __init__(self, file: BinaryIO, folder: Path, shown: str) -> None:
         self.file = file

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from graftwork.errors import UserError, one_line
 from graftwork.parallel import WORKERS
-from graftwork.sources.record import DataSource, Pixels, Record, exists
+from graftwork.sources.record import AS_IT_IS, DataSource, Pixels, Reading, Record, exists
 
 
-def open_named(uri: str) -> DataSource | None:
+def open_named(uri: str, reading: Reading = AS_IT_IS) -> DataSource | None:
     """Return the dataset named ``uri``; a folder of that name goes before it."""
     return NamedSource(uri) if uri in NAMED and not exists(Path(uri)) else None
 
@@ -31,6 +31,7 @@ class Arrays(NamedTuple):
 
 
 class NamedSource:
+    modality = "image"
     readers = WORKERS
 
     def __init__(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""A folder: ``CLASS/*.jpg``, or ``train|val|test/CLASS/*.jpg``."""
+"""A folder: ``CLASS/*.jpg``, or ``train|val|test/CLASS/*.jpg``; of texts, ``*.txt``."""
 
 import hashlib
 import os
@@ -8,27 +8,26 @@ from pathlib import Path
 from graftwork.errors import UserError, one_line
 from graftwork.parallel import WORKERS
 from graftwork.sources.record import (
-    IMAGE_SUFFIXES,
+    AS_IT_IS,
     SPLIT_NAMES,
     DataSource,
     File,
     Layout,
+    Reading,
     Record,
     check_layout,
     local_path,
+    modality_of,
     printable,
+    settle,
 )
 
 
-def open_folder(uri: str) -> DataSource | None:
+def open_folder(uri: str, reading: Reading = AS_IT_IS) -> DataSource | None:
     """Return the folder at ``uri``; the last source asked, so that it says what else could have been given."""
     if "://" in uri and not uri.startswith("file://"):
         return None
-    return FolderSource(local_path(uri))
-
-
-def holds_images(folder: Path) -> bool:
-    return any(Path(f).suffix.lower() in IMAGE_SUFFIXES for _, _, files in os.walk(folder) for f in files)
+    return FolderSource(local_path(uri), reading.modality)
 
 
 class FolderSource:
@@ -36,8 +35,8 @@ class FolderSource:
 
     readers = WORKERS
 
-    def __init__(self, root: Path) -> None:
-        from graftwork.sources.arrays import NAMED
+    def __init__(self, root: Path, modality: str = "auto") -> None:
+        from graftwork.sources import arrays, text_sets
 
         shown = one_line(root)
         try:
@@ -62,23 +61,29 @@ class FolderSource:
             ) from None
         if kind == "missing":
             raise UserError(
-                f"data {shown}: no such folder, and no dataset of that name (named: {', '.join(NAMED)}); check the path"
+                f"data {shown}: no such folder, and no dataset of that name (named: {', '.join((*arrays.NAMED, *text_sets.NAMED))}); check the path"
             )
         if kind == "file":
             raise UserError(
-                f"data {shown}: is a file that is neither a manifest (.csv, .parquet) nor an archive (.tar, .zip); "
-                "give the folder that holds one folder of images a class"
+                f"data {shown}: is a file that is neither a manifest or table (.csv, .parquet, .jsonl) nor an archive (.tar, .zip); "
+                "give the folder that holds one folder of images or texts a class"
             )
         self.root = root.resolve()
         self.name = printable(self.root.name) or "data"
+        found = list(self._walk())
+        self.modality = settle(lambda: found, modality)
         if any(c.lower() in SPLIT_NAMES for c in children):  # beside train and test, a folder of notes is no class
-            children = [c for c in children if c.lower() in SPLIT_NAMES or holds_images(self.root / c)]
-        self.layout = Layout(children)
-        self._files = list(self._walk())
+            holding = {path.partition("/")[0] for path in found if modality_of(path) == self.modality}
+            children = [c for c in children if c.lower() in SPLIT_NAMES or c in holding]
+        self.layout = Layout(children, self.modality)
+        self._files: list[tuple[str, str, str]] = []  # path below the root, label, split
+        for path in found:
+            if member := self.layout.place(tuple(path.split("/"))):
+                self._files.append((path, member.label, member.split))
         check_layout(shown, self.layout, {label for _, label, _ in self._files}, len(self._files))
 
-    def _walk(self) -> Iterator[tuple[str, str, str]]:
-        """Yield (path below the root, label, split)."""
+    def _walk(self) -> Iterator[str]:
+        """Yield the path below the root of every file."""
 
         def refuse(error: OSError) -> None:
             raise UserError(
@@ -93,9 +98,7 @@ class FolderSource:
             subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and s != "__MACOSX")
             parts = here.relative_to(self.root).parts
             for file in sorted(files):
-                member = self.layout.place((*parts, file))
-                if member:
-                    yield "/".join((*parts, file)), member.label, member.split
+                yield "/".join((*parts, file))
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(str(self.root).encode("utf-8", "surrogateescape"))

@@ -1,5 +1,6 @@
-"""A manifest: a table with a row an example (CSV, TSV or Parquet; on this machine or on S3) that names its path and its label.
+"""A manifest: a table with a row an example (CSV, TSV, Parquet or JSON Lines; on this machine or on S3) that names its path and its label.
 
+A table that holds the examples themselves, texts, is read and checked here as well; ``graftwork.sources.texts`` makes records of it.
 The table stays in Arrow's columns; records are made one batch after the other, so a million rows cost tens of megabytes.
 """
 
@@ -8,9 +9,11 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import os
 import re
 import zlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -23,10 +26,13 @@ import numpy.typing as npt
 from graftwork.errors import UserError, one_line
 from graftwork.parallel import WORKERS
 from graftwork.sources.record import (
+    AS_IT_IS,
+    IMAGE_SUFFIXES,
     SPLIT_NAMES,
     Content,
     DataSource,
     File,
+    Reading,
     Record,
     Unreadable,
     exists,
@@ -35,7 +41,8 @@ from graftwork.sources.record import (
     regular,
 )
 
-SUFFIXES = (".csv", ".csv.gz", ".tsv", ".parquet")
+LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".parquet", *LINES)
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "uri"),
     "label": ("label", "class", "target", "category", "y"),
@@ -44,10 +51,30 @@ COLUMNS = {
     "time": ("time", "timestamp", "date"),
     "weight": ("weight", "sample_weight"),
 }
-REQUIRED = ("path", "label")
+# Of a table of texts. More names than a manifest knows: whatever a manifest does not know, it takes for no column of its own.
+TEXT_COLUMNS = {
+    "text": (
+        "text", "sentence", "review", "content", "message", "document", "comment", "utterance", "body", "tweet", "texts", "sentences",
+        "review_text", "reviewtext", "comment_text", "post", "question", "query", "headline", "abstract", "description", "phrase",
+        "statement", "sms",
+    ),
+    "label": (
+        *COLUMNS["label"], "sentiment", "topic", "intent", "labels", "emotion", "polarity", "stance", "genre", "tag", "rating", "stars",
+    ),
+    **{role: COLUMNS[role] for role in ("split", "group", "time", "weight")},
+}  # fmt: skip
+ROLES = {"image": COLUMNS, "text": TEXT_COLUMNS}
+REQUIRED = ("path", "text", "label")
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 HEADER_BYTES = 2**20
 CSV_BYTES = 2 * 2**30  # held in memory while it is parsed: what unpacks to more is refused
+LINE_BYTES = 128 * 2**20  # of one line of JSON, which is held several times while it is parsed
+BLOCK_BYTES = (
+    2**23,
+    2**27,
+    2**31 - 1,
+)  # in which a CSV is parsed, one after the other tried until the longest row fits
+NAMES_SHOWN = 50  # of the keys of JSON Lines, of which there may be a new one in every line
 BATCH = 10_000
 SCHEME = r"^[a-zA-Z][a-zA-Z0-9+.\-]*://"
 KNOWN_SCHEME = r"^(file:///|s3://[^/]+/.)"
@@ -56,8 +83,8 @@ REPEATED = "rows that repeat a path"
 Where = Callable[[int], str]
 
 
-def open_manifest(uri: str) -> DataSource | None:
-    """Return the manifest at ``uri``, read and checked; None where its name is not a manifest's.
+def open_manifest(uri: str, reading: Reading = AS_IT_IS) -> DataSource | None:
+    """Return the manifest, or the table of texts, at ``uri``, read and checked; None where its name is not a manifest's.
 
     Raises:
         UserError: it cannot be read, lacks a column, or a row of it cannot be meant; the row is named.
@@ -70,30 +97,34 @@ def open_manifest(uri: str) -> DataSource | None:
         return None
     if not remote and exists(local_path(uri)) and local_path(uri).is_dir():
         return None
-    table, digest = read_manifest(uri)
+    table, digest = read_manifest(uri, (), reading)
+    if table.modality == "auto":
+        reading = reading._replace(modality=modality_of_paths(one_line(uri), table.columns["path"]))
+        table, digest = read_manifest(uri, (), reading)
     path = None if remote else local_path(uri)
+    if table.modality == "text":
+        from graftwork.sources.texts import TextTable
+
+        return TextTable(one_line(uri), path.name if path else name, table, digest, uri, reading)
     base = str(path.absolute().parent) if path else uri.rsplit("/", 1)[0]
-    return ManifestSource(one_line(uri), path.name if path else name, base, table, digest, uri)
+    return ManifestSource(one_line(uri), path.name if path else name, base, table, digest, uri, reading)
 
 
-def read_manifest(uri: str, also: Sequence[str] = ()) -> "tuple[Table, str]":
+def read_manifest(uri: str, also: Sequence[str] = (), reading: Reading = AS_IT_IS) -> "tuple[Table, str]":
     """Return the columns of the manifest at ``uri`` that are needed, those named in ``also`` as well, and the digest of the file."""
     name = uri.rsplit("/", 1)[-1]
-    shown, parquet = one_line(uri), name.lower().endswith(".parquet")
+    shown = one_line(uri)
     if uri.startswith("s3://"):
         from graftwork.sources.s3 import read_object
 
         data = read_object(uri)
-        whole = io.BytesIO(data) if parquet else None
-        found = read_parquet(shown, whole, also) if whole else read_csv(shown, unpacked(shown, name, data), also)
-        return found, hashlib.sha256(data).hexdigest()
+        return read_table(shown, name, data, also, reading), hashlib.sha256(data).hexdigest()
     path = local_path(uri)
     try:
         with regular(path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            # Of Parquet, only the columns that are needed are read.
-            table = read_parquet(shown, file, also) if parquet else read_csv(shown, unpacked(shown, name, file), also)
+            table = read_table(shown, name, file, also, reading)
     except FileNotFoundError:
         raise UserError(f"data {shown}: no such file; check the path") from None
     except OSError as error:
@@ -107,35 +138,133 @@ class Table(NamedTuple):
 
     columns: dict[str, Any]
     where: Where  # names a row, counted from 0 here and from 1 in the name
+    lines: Sequence[int] | None = None  # of JSON Lines, the line of each row
+
+    @property
+    def modality(self) -> str:
+        """ "auto": it has paths and texts, of which the paths alone were read."""
+        return "text" if "text" in self.columns else "image" if "label" in self.columns else "auto"
+
+
+def read_table(shown: str, name: str, file: Any, also: Sequence[str], reading: Reading) -> Table:
+    """Read ``file``, bytes or an open file, as its ``name`` says; of Parquet, only the columns that are needed."""
+    if name.lower().endswith(".parquet"):
+        return read_parquet(shown, io.BytesIO(file) if isinstance(file, bytes) else file, also, reading)
+    read = read_lines if name.lower().endswith(LINES) else read_csv
+    return read(shown, unpacked(shown, name, file), also, reading)
+
+
+def modality_of_paths(shown: str, paths: Any) -> str:
+    """Return whether a table that has paths and texts is one of images or of texts: by what most of the paths lead to.
+
+    Raises:
+        UserError: they have no suffix that tells.
+    """
+    import pyarrow.compute as pc
+
+    def count(mask: Any) -> int:
+        return int(pc.sum(mask).as_py() or 0)
+
+    given = count(pc.not_equal(paths, ""))
+    suffix = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES))
+    images = count(pc.match_substring_regex(pc.utf8_lower(paths), rf"({suffix})$"))
+    elsewhere = pc.and_(
+        pc.match_substring_regex(paths, SCHEME), pc.invert(pc.match_substring_regex(paths, KNOWN_SCHEME))
+    )
+    others = count(pc.or_(pc.match_substring_regex(paths, r"\.[A-Za-z][A-Za-z0-9]{0,4}$"), elsewhere)) - images
+    if 2 * images > given:
+        return "image"
+    if not given or (not images and 2 * others >= given):
+        return "text"
+    raise UserError(
+        f"data {shown}: has a column of paths and one of texts, and its paths do not tell whether they lead to images; "
+        "set modality to image or to text"
+    )
+
+
+class Beside(NamedTuple):
+    """What a table says of each row beside its contents: Arrow arrays, None where it has no such column."""
+
+    labels: Any
+    splits: Any
+    groups: Any
+    times: Any
+    weights: npt.NDArray[np.float64] | None
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Beside":
+        labels, splits, groups, times = (None if c is None else c.take(rows) for c in self[:4])
+        return Beside(labels, splits, groups, times, None if self.weights is None else self.weights[rows])
+
+    def slice(self, start: int, count: int) -> Iterator[tuple[str, str, str, str, float]]:
+        """Yield label, split, group, time and weight of rows."""
+        columns = ([""] * count if c is None else c.slice(start, count).to_pylist() for c in self[:4])
+        weights = [1.0] * count if self.weights is None else self.weights[start : start + count].tolist()
+        yield from zip(*columns, weights, strict=True)
+
+
+def checked_columns(shown: str, table: Table) -> Beside:
+    """Return what ``table`` says of each row.
+
+    Raises:
+        UserError: a row cannot be meant, and is named; or there are fewer than two classes.
+    """
+    columns, where = table.columns, table.where
+    splits = checked_splits(shown, columns["split"], where) if "split" in columns else None
+    weights = checked_weights(shown, columns["weight"], where) if "weight" in columns else None
+    times = checked_times(shown, columns["time"], where) if "time" in columns else None
+    labels = columns["label"].dictionary_encode()
+    check_classes(shown, labels.dictionary.to_pylist())
+    return Beside(labels, splits, columns["group"].dictionary_encode() if "group" in columns else None, times, weights)
+
+
+def own_columns_of(uri: str, names: Sequence[str], digest: str, reading: Reading) -> Table:
+    """Read the file again, with columns of the user's own.
+
+    Raises:
+        UserError: there is no such column, or the file has changed.
+    """
+    table, now = read_manifest(uri, names, reading)
+    if now != digest:
+        raise UserError(f"data {one_line(uri)}: changed while it was read; run again when it is at rest")
+    return table
+
+
+def name_of_file(file_name: str) -> str:
+    suffixes = "|".join(re.escape(suffix) for suffix in sorted(SUFFIXES, key=len, reverse=True))
+    return printable(re.sub(rf"(?i)({suffixes})$", "", file_name)) or "data"
 
 
 class ManifestSource:
     """Rows of a manifest. ``base`` is the folder, or the s3:// prefix, that relative paths start from."""
 
-    def __init__(self, shown: str, file_name: str, base: str, table: Table, digest: str, uri: str) -> None:
-        columns, where = table
+    modality = "image"
+
+    def __init__(
+        self,
+        shown: str,
+        file_name: str,
+        base: str,
+        table: Table,
+        digest: str,
+        uri: str,
+        reading: Reading = AS_IT_IS,
+    ) -> None:
+        columns, where = table.columns, table.where
         self._uri = uri
+        self._reading = reading
         if not len(columns["path"]):
             raise UserError(f"data {shown}: has a header and no rows; add a row for each example")
         paths = checked_paths(shown, columns["path"], where)
-        splits = checked_splits(shown, columns["split"], where) if "split" in columns else None
-        weights = checked_weights(shown, columns["weight"], where) if "weight" in columns else None
-        times = checked_times(shown, columns["time"], where) if "time" in columns else None
-        labels = columns["label"].dictionary_encode()
-        check_classes(shown, labels.dictionary.to_pylist())
+        beside = checked_columns(shown, table)
 
-        self.name = printable(re.sub(r"(?i)\.(csv\.gz|csv|tsv|parquet)$", "", file_name)) or "data"
+        self.name = name_of_file(file_name)
         self.base = base
         self._digest = digest
-        rows, nth = distinct_rows(paths, labels, splits)
+        rows, nth = distinct_rows(paths, beside.labels, beside.splits)
         self._dropped = len(paths) - len(rows)
         self._rows = rows
         self._paths = paths.take(rows)
-        self._labels = labels.take(rows)
-        self._splits = None if splits is None else splits.take(rows)
-        self._groups = columns["group"].dictionary_encode().take(rows) if "group" in columns else None
-        self._times = None if times is None else times.take(rows)
-        self._weights = None if weights is None else weights[rows]
+        self._beside = beside.take(rows)
         self._keys = keys_of_repeated(self._paths, nth)
         self._objects = self._find_objects()
         self.readers = 16 if self._objects else WORKERS
@@ -181,7 +310,8 @@ class ManifestSource:
         return File(file)
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self._digest}\0{self.base}\n".encode("utf-8", "surrogateescape"))
+        label = f"\0{self._reading.label_column}" if self._reading.label_column else ""
+        digest = hashlib.sha256(f"{self._digest}\0{self.base}{label}\n".encode("utf-8", "surrogateescape"))
 
         def versions(start: int) -> bytes:
             paths = self._paths.slice(start, BATCH).to_pylist()
@@ -194,16 +324,12 @@ class ManifestSource:
         return digest.hexdigest()[:32]
 
     def records(self) -> Iterator[Record]:
-        def batch(column: Any, start: int, missing: Any = "") -> list[Any]:
-            if column is None:
-                return [missing] * min(BATCH, len(self._paths) - start)
-            part = column[start : start + BATCH]
-            return part.tolist() if isinstance(part, np.ndarray) else part.to_pylist()
-
-        columns = (self._paths, self._labels, self._splits, self._groups, self._times, self._rows)
         for start in range(0, len(self._paths), BATCH):
-            rows = zip(*(batch(c, start) for c in columns), batch(self._weights, start, 1.0), strict=True)
-            for n, (path, label, split, group, time, row, weight) in enumerate(rows, start):
+            paths = self._paths.slice(start, BATCH).to_pylist()
+            rows = self._rows[start : start + BATCH].tolist()
+            beside = self._beside.slice(start, len(paths))
+            for n, (path, row, said) in enumerate(zip(paths, rows, beside, strict=True), start):
+                label, split, group, time, weight = said
                 key = self._keys.get(n, path) or f"(no path, row {row + 1})"
                 content = self._content(path) if label or not path else Unreadable("no label")
                 yield Record(key, label, split, content, group, time, weight)
@@ -217,9 +343,7 @@ class ManifestSource:
         Raises:
             UserError: there is no such column, or the file has changed.
         """
-        table, digest = read_manifest(self._uri, names)
-        if digest != self._digest:
-            raise UserError(f"data {one_line(self._uri)}: changed while it was read; run again when it is at rest")
+        table = own_columns_of(self._uri, names, self._digest, self._reading)
         return {name: table.columns[f"own {name}"].take(self._rows) for name in names}
 
     def skipped(self) -> dict[str, int]:
@@ -244,7 +368,7 @@ def unpacked(shown: str, name: str, file: Any) -> bytes:
     return data
 
 
-def read_csv(shown: str, data: bytes, also: Sequence[str] = ()) -> Table:
+def read_csv(shown: str, data: bytes, also: Sequence[str] = (), reading: Reading = AS_IT_IS) -> Table:
     """Parse a CSV file; the separator is the one that yields the columns that are needed."""
     import pyarrow as pa
     import pyarrow.csv
@@ -254,7 +378,7 @@ def read_csv(shown: str, data: bytes, also: Sequence[str] = ()) -> Table:
     data = as_utf8(shown, data)
     if not data.strip():
         raise UserError(f"data {shown}: is empty; its first row must name the columns, path and label at least")
-    header = read_header(shown, data, also)
+    header = read_header(shown, data, also, reading)
     name_of = {role: str(n) for role, n in header.columns.items()}
     body = pa.py_buffer(data).slice(header.length) if header.length < len(data) else pa.py_buffer(b"\n")
     unusable: list[Any] = []
@@ -263,11 +387,11 @@ def read_csv(shown: str, data: bytes, also: Sequence[str] = ()) -> Table:
         unusable.append(row)
         return "error"
 
-    def parse(threads: bool) -> Any:
+    def parse(threads: bool, block: int) -> Any:
         return pa.csv.read_csv(
             pa.BufferReader(body),
             pa.csv.ReadOptions(
-                column_names=[str(n) for n in range(header.width)], use_threads=threads, block_size=2**23
+                column_names=[str(n) for n in range(header.width)], use_threads=threads, block_size=block
             ),
             pa.csv.ParseOptions(
                 delimiter=header.separator, newlines_in_values=b'"' in data, invalid_row_handler=refuse
@@ -280,13 +404,18 @@ def read_csv(shown: str, data: bytes, also: Sequence[str] = ()) -> Table:
         )
 
     where = csv_rows(data)
-    try:
-        table = parse(threads=True)
-    except pa.ArrowException as error:
+    for block in BLOCK_BYTES:
+        try:
+            table = parse(True, block)
+            break
+        except pa.ArrowException as error:
+            failure = error
+        if "straddling" in str(failure) and block < min(len(data), BLOCK_BYTES[-1]):
+            continue  # a row is longer than a block
         if unusable:  # rows are counted only where one thread reads them
             unusable.clear()
             try:
-                parse(threads=False)
+                parse(False, block)
             except pa.ArrowException:
                 row = unusable[0]
                 raise UserError(
@@ -299,8 +428,8 @@ def read_csv(shown: str, data: bytes, also: Sequence[str] = ()) -> Table:
                     )
                 ) from None
         raise UserError(
-            f"data {shown}: is no CSV file that can be parsed ({one_line(error, 150)}); save it again, as CSV in UTF-8"
-        ) from None
+            f"data {shown}: is no CSV file that can be parsed ({one_line(failure, 150)}); save it again, as CSV in UTF-8"
+        )
     return Table({role: text_column(shown, role, table.column(name)) for role, name in name_of.items()}, where)
 
 
@@ -354,7 +483,7 @@ class Header(NamedTuple):
     length: int  # in bytes, with the line's end
 
 
-def read_header(shown: str, data: bytes, also: Sequence[str] = ()) -> Header:
+def read_header(shown: str, data: bytes, also: Sequence[str] = (), reading: Reading = AS_IT_IS) -> Header:
     """Find the separator and the columns by the first row."""
     text = data[:HEADER_BYTES].decode("utf-8", "ignore")
     failures: list[tuple[int, UserError]] = []
@@ -368,7 +497,7 @@ def read_header(shown: str, data: bytes, also: Sequence[str] = ()) -> Header:
 
         try:
             names = next((row for row in csv.reader(lines(), delimiter=separator) if row), [])
-            return Header(separator, find_columns(shown, names, also), len(names), sum(lengths))
+            return Header(separator, find_columns(shown, names, also, reading), len(names), sum(lengths))
         except UserError as error:
             failures.append((len(names), error))
         except csv.Error:  # one field of more than 128 KiB: a quote that is not closed
@@ -380,23 +509,46 @@ def read_header(shown: str, data: bytes, also: Sequence[str] = ()) -> Header:
     raise max(failures, key=lambda failure: failure[0])[1]
 
 
-def find_columns(shown: str, names: list[str], also: Sequence[str] = ()) -> dict[str, int]:
-    """Return the position of the column for each role that has one, and of those named in ``also``, as "own NAME"."""
+def find_columns(shown: str, names: list[str], also: Sequence[str] = (), reading: Reading = AS_IT_IS) -> dict[str, int]:
+    """Return the position of the column for each role that has one, and of those named in ``also``, as "own NAME".
+
+    Where there are paths and texts and the user does not say which it is, the paths alone: what they lead to decides.
+    """
     plain = [name.strip().lower() for name in names]
     found = one_line(", ".join(f"'{name.strip()}'" for name in names), 200)
+    if reading.text_column and reading.text_column == reading.label_column:
+        raise UserError(f"setting text_column and label_column are both {one_line(reading.text_column)!r}; give two")
+    paths = [n for n, name in enumerate(plain) if name in COLUMNS["path"]]
+    texts = [n for n, name in enumerate(plain) if name in TEXT_COLUMNS["text"]]
+    modality = reading.modality
+    if modality == "auto":
+        if paths and texts and not reading.text_column:
+            return {"path": paths[0]}
+        modality = "text" if texts or reading.text_column else "image"
+    roles: dict[str, tuple[str, ...]] = ROLES[modality]
+    named: dict[str, int] = {
+        role: named_column(shown, role, names, reading) for role in ("text", "label") if role in roles
+    }
     columns: dict[str, int] = {}
-    for role, aliases in COLUMNS.items():
-        positions = [n for n, name in enumerate(plain) if name in aliases]
+    for role, aliases in roles.items():
+        positions = [n for n, name in enumerate(plain) if name in aliases and n not in named.values()]
+        if (position := named.get(role, -1)) >= 0:
+            positions = [position]
         if len(positions) > 1:
-            several = ", ".join(f"'{names[n].strip()}'" for n in positions)
+            several = one_line(", ".join(f"'{names[n].strip()}'" for n in positions))
+            way = f"say which with {role}_column" if modality == "text" and role in named else "keep one"
             raise UserError(
-                f"data {shown}: {len(positions)} columns could be the {role}: {one_line(several)}; keep one (columns found: {found})"
+                f"data {shown}: {len(positions)} columns could be the {role}: {several}; {way} (columns found: {found})"
             )
         if positions:
             columns[role] = positions[0]
         elif role in REQUIRED:
+            wanted = f"{role} ({few(aliases)})"
+            if role == "path" and reading.modality == "auto":
+                wanted += f" or the text ({few(TEXT_COLUMNS['text'])})"
+            way = f", or give {role}_column" if modality == "text" else ""
             raise UserError(
-                f"data {shown}: no column for the {role} ({', '.join(aliases)}) among the columns found: {found}; name it in the first row"
+                f"data {shown}: no column for the {wanted} among the columns found: {found}; name it in the first row{way}"
             )
     for name in also:
         if name.strip().lower() not in plain:
@@ -405,10 +557,179 @@ def find_columns(shown: str, names: list[str], also: Sequence[str] = ()) -> dict
     return columns
 
 
+def few(aliases: Sequence[str]) -> str:
+    return ", ".join((*aliases[:8], "...") if len(aliases) > 8 else aliases)
+
+
+def named_column(shown: str, role: str, names: list[str], reading: Reading) -> int:
+    """Return the position of the column that the setting for ``role`` names; -1: it names none.
+
+    Raises:
+        UserError: there is no such column, or there are several.
+    """
+    wanted = (reading.text_column if role == "text" else reading.label_column).strip()
+    if not wanted:
+        return -1
+    positions = [n for n, name in enumerate(names) if name.strip() == wanted]
+    positions = positions or [n for n, name in enumerate(names) if name.strip().lower() == wanted.lower()]
+    if len(positions) == 1:
+        return positions[0]
+    found = one_line(", ".join(f"'{name.strip()}'" for name in names), 200)
+    count = f"{len(positions)} columns" if positions else "no column"
+    raise UserError(
+        f"data {shown}: has {count} called '{one_line(wanted)}', which {role}_column names (columns found: {found})"
+    )
+
+
+# ---- JSON Lines ----------------------------------------------------------------------------------------------------------------
+
+
+class TwiceError(ValueError):
+    """An object has the same key twice."""
+
+
+def read_lines(shown: str, data: bytes, also: Sequence[str] = (), reading: Reading = AS_IT_IS) -> Table:
+    """Read JSON Lines: an object a line, a key a column; blank lines are passed over, and keys may be missing.
+
+    Python's reader and not Arrow's, which takes dates for times, refuses numbers among texts and does not say which line is broken.
+
+    Raises:
+        UserError: a line is broken, holds a key twice, or a list or an object where a text or a label is needed.
+    """
+    import pyarrow as pa
+
+    data = as_utf8(shown, data)
+    if not data.strip():
+        raise UserError(f"data {shown}: is empty; give an object a line, with a text and a label at least")
+    wanted = {alias for roles in ROLES.values() for aliases in roles.values() for alias in aliases}
+    wanted |= {name.strip().lower() for name in (reading.text_column, reading.label_column, *also)}
+    parts: dict[str, list[Any]] = {}  # by key, Arrow arrays of what was read before
+    values: dict[str, list[str]] = {}  # the same of the batch at hand
+    seen: dict[str, None] = {}
+    nested: dict[str, tuple[int, str]] = {}  # by key, the first row that holds no single value
+    lines = array("Q")
+    rows = 0  # before this batch
+
+    def flush() -> None:
+        nonlocal rows
+        for key, batch in values.items():
+            parts[key].append(text_array(batch))
+            batch.clear()
+        rows = len(lines)
+
+    for number, line in numbered_lines(shown, data):
+        row = parse_line(shown, number, line)
+        if not row.keys() <= seen.keys():
+            for key in row:
+                known = key.strip().lower() in wanted
+                if known and key not in values:  # a new column: earlier rows have nothing there
+                    parts[key] = [pa.repeat(pa.scalar("", pa.large_string()), rows)] if rows else []
+                    values[key] = [""] * (len(lines) - rows)
+                if known or len(seen) < NAMES_SHOWN:
+                    seen[key] = None
+        for key, batch in values.items():
+            value = row.get(key)
+            if isinstance(value, list | dict):
+                nested.setdefault(key, (number, "a list" if isinstance(value, list) else "an object"))
+                value = None
+            batch.append(value if isinstance(value, str) else plain_value(value))
+        lines.append(number)
+        if len(lines) - rows == BATCH:
+            flush()
+    flush()
+    names = list(seen)
+    columns = find_columns(shown, names, also, reading)
+    for role, position in columns.items():
+        if names[position] in nested:
+            number, what = nested[names[position]]
+            raise UserError(
+                f"data {shown}: line {number}: '{one_line(names[position], 80)}', the column for the {role}, holds {what}; "
+                "give text or a number"
+            )
+    return Table(
+        {
+            role: text_column(shown, role, pa.chunked_array(parts[names[position]], pa.large_string()))
+            for role, position in columns.items()
+        },
+        lambda row: f"line {lines[row]}",
+        lines,
+    )
+
+
+def numbered_lines(shown: str, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that are not blank, with their numbers from 1.
+
+    Raises:
+        UserError: one is so long that parsing it could take all memory.
+    """
+    start, number = 0, 0
+    while start < len(data):
+        end = data.find(b"\n", start)
+        end = len(data) if end < 0 else end
+        number += 1
+        if end - start > LINE_BYTES:
+            raise UserError(
+                f"data {shown}: line {number} is {(end - start) >> 20:,} MiB long, more than {LINE_BYTES >> 20}; leave it out"
+            )
+        line = data[start:end]
+        if line.strip():
+            yield number, line
+        start = end + 1
+
+
+def parse_line(shown: str, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode(), object_pairs_hook=without_twice, parse_constant=lambda _: None)
+    except TwiceError as error:
+        raise UserError(
+            f"data {shown}: line {number} holds the key '{one_line(error, 80)}' twice; keep one of them"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(error, 100)
+        if isinstance(error, json.JSONDecodeError):  # it counts lines of its own
+            reason = f"{error.msg} at column {error.colno:,}"
+        raise UserError(
+            f"data {shown}: line {number} is no JSON ({reason}): '{one_line(line[:200].decode('utf-8', 'ignore'), 60)}'; "
+            "write one object a line"
+        ) from None
+    if not isinstance(row, dict):
+        kind = {list: "a list", str: "a text", type(None): "null"}.get(type(row), "a single value")
+        raise UserError(f"data {shown}: line {number} holds {kind}; write one object a line, with a text and a label")
+    return row
+
+
+def without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        raise TwiceError(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return found
+
+
+def plain_value(value: Any) -> str:
+    """Return a number as ``as_text`` does, a truth value as JSON writes it, "" for null."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else str(value)
+
+
+def text_array(texts: list[str]) -> Any:
+    """Return texts as an Arrow array; half a surrogate pair, which JSON may hold and UTF-8 may not, becomes U+FFFD."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(texts, pa.large_string())
+    except UnicodeEncodeError:
+        whole = (text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts)
+        return pa.array(list(whole), pa.large_string())
+
+
 # ---- Parquet -------------------------------------------------------------------------------------------------------------------
 
 
-def read_parquet(shown: str, file: Any, also: Sequence[str] = ()) -> Table:
+def read_parquet(shown: str, file: Any, also: Sequence[str] = (), reading: Reading = AS_IT_IS) -> Table:
     """Read the columns of an open Parquet file that are needed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -416,7 +737,7 @@ def read_parquet(shown: str, file: Any, also: Sequence[str] = ()) -> Table:
     try:
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names
-        columns = find_columns(shown, names, also)
+        columns = find_columns(shown, names, also, reading)
         table = parquet.read(columns=list(dict.fromkeys(names[n] for n in columns.values())))
     except (pa.ArrowException, OSError) as error:
         reason = one_line(str(error).partition("\n")[0], 120)

@@ -18,7 +18,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from graftwork.errors import UserError, one_line
-from graftwork.sources.record import IMAGE_SUFFIXES, DataSource, Layout, Record, check_layout, printable
+from graftwork.sources.record import (
+    AS_IT_IS,
+    DataSource,
+    Layout,
+    Reading,
+    Record,
+    check_layout,
+    modality_of,
+    printable,
+    settle,
+)
 
 ANONYMOUS = "GRAFTWORK_S3_ANONYMOUS"  # environment: 1 asks without credentials
 READERS = 32  # of small objects: near by, 8 are as fast and Python's lock is the limit; over a network most of the time is waiting
@@ -32,17 +42,17 @@ PAGE = 1000  # keys a page, S3's limit
 T = TypeVar("T")
 
 
-def open_s3(uri: str) -> DataSource | None:
+def open_s3(uri: str, reading: Reading = AS_IT_IS) -> DataSource | None:
     """Return the labelled set of objects below ``uri``, which is listed here."""
-    return S3Source(uri) if uri.startswith("s3://") else None
+    return S3Source(uri, reading.modality) if uri.startswith("s3://") else None
 
 
 class S3Source:
-    """``CLASS/*.jpg`` or ``train|val|test/CLASS/*.jpg`` below a prefix, as in a folder."""
+    """``CLASS/*.jpg`` or ``train|val|test/CLASS/*.jpg`` below a prefix, as in a folder; of texts, ``*.txt``."""
 
     readers = READERS
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, modality: str = "auto") -> None:
         shown = one_line(uri)
         self.bucket, path = split_uri(uri)
         self.prefix = f"{path.rstrip('/')}/" if path.strip("/") else ""
@@ -54,15 +64,13 @@ class S3Source:
             raise UserError(f"data {shown}: there is no object below it; check the bucket and the prefix")
         listed.sort()  # S3's own order already, and not every store's; Python compares text as UTF-8 would
         start = len(self.prefix)
-        self.layout = Layout(
-            sorted(
-                {
-                    key[start:].lstrip("/").partition("/")[0]
-                    for key, _ in listed
-                    if "/" in key[start:] and PurePosixPath(key).suffix.lower() in IMAGE_SUFFIXES
-                }
-            )
-        )
+        self.modality = settle(lambda: (key[start:] for key, _ in listed), modality)
+        tops = {
+            key[start:].lstrip("/").partition("/")[0]
+            for key, _ in listed
+            if "/" in key[start:] and modality_of(key) == self.modality
+        }
+        self.layout = Layout(sorted(tops), self.modality)
         self._files: list[tuple[str, str, str, str]] = []  # key, mark, label, split: 300 bytes an object
         for key, mark in listed:
             member = self.layout.place(tuple(part for part in key[start:].split("/") if part))

@@ -19,7 +19,7 @@ import numpy as np
 from graftwork.errors import UserError, one_line
 from graftwork.parallel import WORKERS
 from graftwork.sources.arrays import cache_folder
-from graftwork.sources.record import Content, DataSource, File, Pixels, Record, exists, printable
+from graftwork.sources.record import AS_IT_IS, Content, DataSource, File, Pixels, Reading, Record, exists, printable
 
 PREFIX = "torchvision:"
 Arguments = dict[str, dict[str, Any]]  # split ("" where there is none) to the constructor's arguments
@@ -78,7 +78,7 @@ REFUSED = {
 }
 
 
-def open_torchvision(uri: str) -> DataSource | None:
+def open_torchvision(uri: str, reading: Reading = AS_IT_IS) -> DataSource | None:
     """Return the dataset of torchvision that ``uri`` names, downloaded if it is not there; a folder of that name goes before it.
 
     Raises:
@@ -98,6 +98,7 @@ def open_torchvision(uri: str) -> DataSource | None:
 
 
 class TorchvisionSource:
+    modality = "image"
     readers = WORKERS
 
     def __init__(self, name: str) -> None:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# build.sh [cpu|cuda] [NAME]: builds the image from this checkout, as docs/image.md says. TORCH_INDEX, BASE and DOCKER (the client) may be set.
+# build.sh [cpu|cuda] [NAME]: builds the image from this checkout, as docs/image.md says. TORCH_INDEX, BASE, EXTRAS, WEIGHTS and
+# DOCKER (the client) may be set.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -17,7 +18,9 @@ fi
 export DOCKER_BUILDKIT=1
 
 arguments=(--target "$target" --build-arg "VERSION=$version" --build-arg "COMMIT=$(git rev-parse HEAD 2>/dev/null || true)")
-[ -z "${BASE:-}" ] || arguments+=(--build-arg "BASE=$BASE")
+for argument in BASE EXTRAS WEIGHTS; do
+  [ -z "${!argument:-}" ] || arguments+=(--build-arg "$argument=${!argument}")
+done
 if [ -z "${TORCH_INDEX:-}" ] && [ "$target" = cpu ] && command -v curl >/dev/null &&
   ! curl --silent --fail --head --max-time 20 --output /dev/null https://download.pytorch.org/whl/cpu/torch/; then
   TORCH_INDEX=https://pypi.org/simple

@@ -5,6 +5,7 @@ Python may not write byte code in the image, and compiling takes a step seconds.
 steps load, found by loading them. It is marked as unchecked: in an image, no source is newer.
 """
 
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -19,6 +20,7 @@ sys.path += [str(layer / SITE) for layer in layers]
 os.environ["_KFP_RUNTIME"] = "true"  # as in a step, where kfp leaves out its client
 
 import graftwork  # noqa: E402
+from graftwork.modality import MODALITIES, imports  # noqa: E402
 from graftwork.pipelines.warm import MODULES  # noqa: E402
 
 library = (module.name for module in pkgutil.walk_packages(graftwork.__path__, "graftwork."))
@@ -27,6 +29,9 @@ for name in (
     *(name for name in library if not name.startswith(("graftwork.pipelines", "graftwork.components"))),
 ):
     importlib.import_module(name)
+for name in (name for modality in MODALITIES for name in imports(modality)):
+    with contextlib.suppress(ImportError):  # of an optional extra, which this image may lack
+        importlib.import_module(name)
 loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
 for file in loaded:
     layer = next((layer for layer in layers if file.suffix == ".py" and file.is_relative_to(layer)), None)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the Dockerfile's builder runs: install.sh requirements | dependencies TORCH_INDEX WEIGHTS | package. /layers/NAME then holds what the runtime copies as
+# What the Dockerfile's builder runs: install.sh requirements EXTRAS | dependencies TORCH_INDEX WEIGHTS | package. /layers/NAME then holds what the runtime copies as
 # a layer of its own: torch (large, seldom new), dependencies, package (small, often new).
 set -eu
 
@@ -11,12 +11,18 @@ TORCHS="torch torch-* torchgen functorch torchvision torchvision-* torchvision.l
 
 pip() { /opt/pip/bin/pip --python "$VENV/bin/python" "$@"; }
 
-# What pyproject.toml asks for, in a file of its own: what is built of it stays while other lines there change.
+# requirements EXTRAS: what pyproject.toml asks for, in a file of its own: what is built of it stays while other lines there change.
 requirements() {
-  python3 - >requirements.txt <<'END'
+  python3 - "$1" >requirements.txt <<'END'
+import sys
 import tomllib
 with open("pyproject.toml", "rb") as file:
-    print("\n".join(tomllib.load(file)["project"]["dependencies"]))
+    project = tomllib.load(file)["project"]
+extras = project["optional-dependencies"]
+unknown = [name for name in sys.argv[1].split() if name not in extras]
+if unknown:
+    sys.exit(f"EXTRAS: there is no {unknown[0]}; there are {', '.join(extras)}")
+print("\n".join(project["dependencies"] + [line for name in sys.argv[1].split() for line in extras[name]]))
 END
 }
 
@@ -78,7 +84,7 @@ package() {
 }
 
 case $1 in
-  requirements) requirements ;;
+  requirements) requirements "$2" ;;
   dependencies) dependencies "$2" "$3" ;;
   package) package ;;
 esac

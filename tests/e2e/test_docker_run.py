@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import TINY
+from text_networks import make_folder, make_table
 
 from graftwork.errors import UserError
 from graftwork.pipelines import docker
@@ -130,6 +131,35 @@ def test_same_results_as_in_processes(engine, in_processes, weights, environment
     assert again.returncode == 0, again.stdout + again.stderr
     reused = {step for step, timing in summary_of(folder)["steps"].items() if "reused_from" in timing}
     assert reused == set(summary["steps"]) - {"validate_data", "register_model"}
+
+
+def test_texts_as_in_processes(engine, environment, tmp_path) -> None:
+    """The network's folder and the table are hers, the packages the image's: one that is missing there fails after minutes in a cluster."""
+    pytest.importorskip("transformers", reason="pip install 'graftwork[text]'")
+    if in_image(
+        engine, "python3", "-c", "import importlib.util; print(importlib.util.find_spec('transformers'))"
+    ).startswith("None"):
+        pytest.skip("the image has no packages for texts: EXTRAS=text infra/image/build.sh")
+    table, folder = make_table(tmp_path / "reviews.csv"), make_folder(tmp_path / "small bert", "bert")
+    line = [
+        sys.executable,
+        "-m",
+        "graftwork.pipelines.cli",
+        "run",
+        "--data",
+        str(table),
+        "--backbone",
+        str(folder),
+        "--epochs",
+        "3",
+    ]
+    summaries = []
+    for place, more in (("processes", []), ("containers", ["--runner", "docker"])):
+        ran = run(tmp_path / place, environment, [*line, *more])
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        summaries.append(summary_of(tmp_path / place))
+    assert digests(summaries[0]) == digests(summaries[1])
+    assert timeless(summaries[0]) == timeless(summaries[1])
 
 
 def test_mlflow_names_the_image(engine, weights, environment, tmp_path) -> None:

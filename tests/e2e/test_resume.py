@@ -11,16 +11,27 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import TINY
+from text_networks import make_folder, make_table
 
 pytestmark = pytest.mark.e2e
 
 
-def command(weights: Path) -> list[str]:
-    return [
-        sys.executable, "-m", "graftwork.pipelines.cli", "run", "--data", "digits", "--train-per-class", "60", "--test-per-class", "10",
-        "--backbone", TINY, "--weights", str(weights), "--image-size", "48", "--strategy", "full", "--epochs", "12",
-        "--set", "batch_size=8", "--set", "patience=99", "--set", "checkpoint_seconds=0.5",
+@pytest.fixture(params=["image", "text"])
+def command(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+    """A run that takes a while to train, and checkpoints all the time."""
+    line = [
+        sys.executable, "-m", "graftwork.pipelines.cli", "run", "--strategy", "full", "--epochs", "12", "--set", "batch_size=8",
+        "--set", "patience=99", "--set", "checkpoint_seconds=0.5",
     ]  # fmt: skip
+    if request.param == "image":
+        weights = str(request.getfixturevalue("weights"))
+        return [
+            *line, "--data", "digits", "--train-per-class", "60", "--test-per-class", "10", "--backbone", TINY, "--weights", weights,
+            "--image-size", "48",
+        ]  # fmt: skip
+    pytest.importorskip("transformers", reason="pip install 'graftwork[text]'")
+    table = make_table(tmp_path / "reviews.csv", per_class=400)
+    return [*line, "--data", str(table), "--backbone", str(make_folder(tmp_path / "small-bert", "bert"))]
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -43,16 +54,16 @@ def kill_everything(process: "subprocess.Popen[str]") -> None:
     process.wait()
 
 
-def test_killed_in_training_the_same_command_goes_on(weights: Path, tmp_path: Path) -> None:
+def test_killed_in_training_the_same_command_goes_on(command: list[str], tmp_path: Path) -> None:
     """Hours of training on a spot node would be lost, or worse: the run would end with other weights than it would have had."""
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for folder in (undisturbed, killed):
         folder.mkdir()
     where = environment(tmp_path)
-    subprocess.run(command(weights), cwd=undisturbed, env=where, check=True, capture_output=True, timeout=600)
+    subprocess.run(command, cwd=undisturbed, env=where, check=True, capture_output=True, timeout=600)
 
     process = subprocess.Popen(
-        command(weights), cwd=killed, env=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=killed, env=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     deadline = time.monotonic() + 300
     while not list((killed / "runs").glob(".cache/checkpoints/fine-tune-*/*.safetensors")):
@@ -62,7 +73,7 @@ def test_killed_in_training_the_same_command_goes_on(weights: Path, tmp_path: Pa
     assert process.poll() is None, "the run was over before it could be killed"
     kill_everything(process)
 
-    again = subprocess.run(command(weights), cwd=killed, env=where, capture_output=True, text=True, timeout=600)
+    again = subprocess.run(command, cwd=killed, env=where, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "fine_tune: goes on from a checkpoint" in again.stdout
     assert "extract frozen features: reused" in again.stdout

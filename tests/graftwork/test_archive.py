@@ -746,7 +746,7 @@ MISTAKES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.tar": (lambda: tar_of(), "is an empty archive"),
     "empty.tgz": (lambda: gzip.compress(tar_of()), "is an empty archive"),
     "noimages.zip": (
-        lambda: zip_of(("a/x.txt", b""), ("b/y.doc", b"")),
+        lambda: zip_of(("a/x.pdf", b""), ("b/y.doc", b"")),
         r"no images found \(2 files there have no image suffix\)",
     ),
     "loose.tar": (

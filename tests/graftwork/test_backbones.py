@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from graftwork.backbones import PYPI_WEIGHTS, build_and_load, load_backbone
 from graftwork.baseline import train_baseline
-from graftwork.batches import SplitImages
+from graftwork.batches import Examples
 from graftwork.errors import UserError
 from graftwork.features import extract_features
 from graftwork.finetune import fine_tune
@@ -51,7 +51,7 @@ def test_family_from_local_weights_to_prediction(name: str, dataset, tmp_path: P
     assert torch.equal(baseline.network.state_dict()[first], source.state_dict()[first]), (
         "the file's weights are in the model"
     )
-    images = SplitImages(dataset, "val", baseline.preprocess)
+    images = Examples(dataset, "val", baseline.preprocess)
     features = np.load(tmp_path / "embeddings" / "features-val.npy")[0]
     state = baseline.network.state_dict()
     head = info["head"]

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from graftwork.baseline import STRENGTHS, choose_strength, fit_probe, logits_of
-from graftwork.batches import SplitImages
+from graftwork.batches import Examples
 from graftwork.errors import UserError
 from graftwork.model import load_model, predict, read_info
 from graftwork.selection import METRICS, measure
@@ -67,7 +67,7 @@ def test_artifact_predicts_what_the_probe_does(dataset, baseline: Path) -> None:
     """A baseline that is no real model could be neither served nor compared."""
     info = read_info(baseline)
     model = load_model(baseline, "cpu")
-    images = SplitImages(dataset, "val", model.preprocess)
+    images = Examples(dataset, "val", model.preprocess)
     accuracy = (predict(model, images).argmax(1) == images.targets.numpy()).mean()
     assert accuracy > 0.5
     assert accuracy >= info["selection"]["value"], "refitted on train and validation, it knows the validation examples"

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from graftwork.batches import SplitImages
+from graftwork.batches import Examples
 from graftwork.images import Preprocess
 
 PREPROCESS = Preprocess(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 @pytest.fixture(scope="module")
-def both(dataset) -> tuple[SplitImages, SplitImages]:
-    return SplitImages(dataset, "val", PREPROCESS), SplitImages(dataset, "val", PREPROCESS, memory_share=0)
+def both(dataset) -> tuple[Examples, Examples]:
+    return Examples(dataset, "val", PREPROCESS), Examples(dataset, "val", PREPROCESS, memory_share=0)
 
 
 def test_a_share_of_nothing_holds_nothing(both) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from graftwork.batches import SplitImages
+from graftwork.batches import Examples
 from graftwork.corruptions import KINDS, SEVERITIES, check_kinds, corrupt, robustness
 from graftwork.errors import UserError
 from graftwork.model import load_model, predict
@@ -42,7 +42,7 @@ def test_chance_is_drawn_by_image(image) -> None:
 def test_figures_follow_from_the_predictions(dataset, tuned) -> None:
     """A drop against another accuracy, or of other images than those that were counted, is a wrong figure in the report."""
     model = load_model(tuned, "cpu")
-    split = SplitImages(dataset, "test", model.preprocess)
+    split = Examples(dataset, "test", model.preprocess)
     targets, pixels = dataset.targets(split.rows), split[torch.arange(len(split))].numpy()
     seen: list[tuple[int, int]] = []
     found = robustness(

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from graftwork.dataset import Dataset
-from graftwork.drift import EDGES, FORMAT, champion_profile, compare, histogram, profile, read_profile, stability_index
+from graftwork.drift import FORMAT, champion_profile, compare, histogram, profile, read_profile, stability_index
 from graftwork.errors import UserError
+from graftwork.image_looks import EDGES
 
 
 @pytest.mark.parametrize("sizes", [(100, 100), (100, 5000), (2000, 2000), (30, 40)])

@@ -150,11 +150,11 @@ def test_labels_are_doubted_in_every_split(dataset, baseline: Path, tmp_path: Pa
 
 
 def predictions(dataset, model: Path):
-    from graftwork.batches import SplitImages
+    from graftwork.batches import Examples
     from graftwork.model import load_model, predict
 
     loaded = load_model(model)
-    return predict(loaded, SplitImages(dataset, "test", loaded.preprocess))
+    return predict(loaded, Examples(dataset, "test", loaded.preprocess))
 
 
 def test_tests_of_one_class_or_ten_images_say_so(dataset, baseline: Path, tmp_path: Path) -> None:

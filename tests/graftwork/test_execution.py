@@ -226,7 +226,7 @@ def test_a_budget_of_nothing_times_nothing() -> None:
     calls: list[int] = []
     found = plan(Net(odd=lambda y: calls.append(1) or y), ExecutionSettings(plan_seconds=0))
     assert not calls and not measured_file().exists()
-    assert found.execution == default_execution(ExecutionSettings(), CPU, 8)._replace(
+    assert found.execution == default_execution(ExecutionSettings(), CPU, PREPROCESS)._replace(
         micro_batch=found.execution.micro_batch
     )
     assert found.images_per_second == 0 and "not timed" in str(found)
@@ -265,8 +265,8 @@ def test_cores_are_those_that_the_process_may_use() -> None:
     try:
         os.sched_setaffinity(0, {min(allowed)})
         assert cores() == 1
-        assert default_execution(ExecutionSettings(), CPU, 64).threads == 1
-        assert default_execution(ExecutionSettings(threads=3), CPU, 64).threads == 3
+        assert default_execution(ExecutionSettings(), CPU, PREPROCESS).threads == 1
+        assert default_execution(ExecutionSettings(threads=3), CPU, PREPROCESS).threads == 3
     finally:
         os.sched_setaffinity(0, allowed)
     assert 1 <= cores() <= len(allowed)

@@ -8,9 +8,10 @@ import torch
 from safetensors.numpy import load_file
 from scipy.special import softmax
 
-from graftwork import finetune
+from graftwork import backbones, finetune
+from graftwork.augmentation import augment
 from graftwork.backbones import build
-from graftwork.batches import SplitImages, augment
+from graftwork.batches import Examples
 from graftwork.errors import UserError
 from graftwork.finetune import fine_tune, load_start, set_training_mode
 from graftwork.model import load_model, predict_logits, read_info
@@ -108,14 +109,14 @@ def test_best_epoch_is_kept(dataset, baseline: Path, tmp_path: Path) -> None:
     assert set(info["selection"]["val"]) == {"val_accuracy", "val_macro_f1", "val_auroc", "val_loss"}
     assert len(accuracies) <= 3, "stopped after two epochs without a better one"
     model = load_model(tmp_path / "ruined", "cpu")
-    images = SplitImages(dataset, "val", model.preprocess)
+    images = Examples(dataset, "val", model.preprocess)
     assert (predict_logits(model, images).argmax(1) == images.targets.numpy()).mean() == accuracies[0]
 
 
 def test_tuned_model_reloads_as_measured(dataset, tuned: Path) -> None:
     """The weights that are saved must be those that were measured, averaged ones included."""
     model, info = load_model(tuned, "cpu"), read_info(tuned)
-    images = SplitImages(dataset, "val", model.preprocess)
+    images = Examples(dataset, "val", model.preprocess)
     probabilities = softmax(predict_logits(model, images), axis=1)
     best = info["history"][info["selection"]["epoch"]]
     assert (probabilities.argmax(1) == images.targets.numpy()).mean() == pytest.approx(best["val_accuracy"])
@@ -218,7 +219,7 @@ class Limited:
             network.register_forward_pre_hook(check)
             return network
 
-        monkeypatch.setattr(finetune, "build", limited)
+        monkeypatch.setattr(backbones, "build", limited)
 
 
 @pytest.mark.parametrize("seconds", [0, 5])
@@ -261,7 +262,7 @@ def test_the_best_epoch_by_her_metric_is_kept_and_training_stops(
     assert epoch == ranks.index(max(ranks)) and info["selection"]["metric"] == f"val_{metric}"
     assert len(history) == epoch + 3 < 13, "two epochs after the best one"
     model = load_model(tmp_path / "model", "cpu")
-    images = SplitImages(few, "val", model.preprocess)
+    images = Examples(few, "val", model.preprocess)
     logits = predict_logits(model, images)
     found = finetune.measure(logits, images.targets.numpy(), METRICS)
     for name in METRICS:
@@ -336,3 +337,48 @@ def test_a_range_test_finds_the_rate_and_leaves_the_network(few, baseline: Path,
     assert any("by a range test of" in line for line in said)
     assert info["history"][0]["val_loss"] == pytest.approx(np.log(10), abs=1e-5), "the head is still of zeros"
     assert 1e-7 <= info["hyperparameters"]["learning_rate"] <= 0.1
+
+
+def test_several_seeds_keep_the_best_and_tell_the_spread(few, baseline, tmp_path, monkeypatch) -> None:
+    """On few labels a seed is worth points: who sees one figure alone takes luck for skill."""
+    monkeypatch.setenv("GRAFTWORK_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    settings = FineTuneSettings(epochs=2, batch_size=16, seeds=3, seed=5, plan_seconds=0)
+    said: list[str] = []
+    curves: list[str] = []
+    done = fine_tune(
+        few, baseline, settings, tmp_path / "all", note=said.append, on_epoch=lambda epoch, m: curves.extend(m)
+    )
+    alone = [
+        fine_tune(few, baseline, settings.model_copy(update={"seed": n, "seeds": 1}), tmp_path / str(n))
+        for n in (5, 6, 7)
+    ]
+    best = max(
+        alone, key=lambda info: (info["selection"]["val"]["val_accuracy"], -info["selection"]["val"]["val_loss"])
+    )
+    assert done["sha256"] == best["sha256"] == read_info(tmp_path / "all")["sha256"]
+    assert [one["seed"] for one in done["seeds"]] == [5, 6, 7]
+    assert [one["val_loss"] for one in done["seeds"]] == [one["selection"]["val"]["val_loss"] for one in alone]
+    assert done["training_seconds"] == pytest.approx(sum(one["seconds"] for one in done["seeds"]))
+    assert "val_accuracy" in curves and "seed_6/val_accuracy" in curves
+    assert "standard deviation" in said[-1] and not list((tmp_path / "checkpoints").glob("*/seed-*"))
+
+
+def test_a_seed_that_is_done_is_not_trained_again(few, baseline, tmp_path, monkeypatch) -> None:
+    """Five seeds are hours: a node that goes in the fourth must cost no more than a part of that one."""
+    monkeypatch.setenv("GRAFTWORK_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    settings = FineTuneSettings(epochs=1, batch_size=16, seeds=2, plan_seconds=0)
+    trained: list[int] = []
+    train = finetune.train
+
+    def stops_in_the_second(dataset, baseline, info, own, *rest):
+        trained.append(own.seed)
+        if trained.count(1) == 1 and own.seed == 1:
+            raise KeyboardInterrupt
+        return train(dataset, baseline, info, own, *rest)
+
+    monkeypatch.setattr(finetune, "train", stops_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(few, baseline, settings, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    fine_tune(few, baseline, settings, tmp_path / "model")
+    assert trained == [0, 1, 1]

@@ -178,7 +178,7 @@ def test_few_images_prove_nothing_by_a_bootstrap() -> None:
     assert rule("champion", alike, evidence(29, 298, champion=champion(29, 0, 298)))["passed"] is False
     assert rule("champion", alike, evidence(29, 299, champion=champion(29, 0, 299)))["passed"] is True
     few = rule("champion", "metric: macro_f1", evidence(0, 29, champion=champion(20, 0, 29)))
-    assert few["passed"] is False and "30 test images are the fewest" in few["reason"]
+    assert few["passed"] is False and "30 test examples are the fewest" in few["reason"]
     assert rule("champion", "metric: macro_f1", evidence(0, 30, champion=champion(20, 0, 30)))["passed"] is True
     assert rule("champion", "", evidence(0, 1, champion=champion(1, 0, 1)))["passed"] is False
 
@@ -189,7 +189,7 @@ def test_first_model_needs_no_champion() -> None:
     assert decision["promoted"]
     assert decision["reasons"] == [
         "data validation has no critical finding",
-        "fine_tuned has 90.00% accuracy on 1,000 test images, 3.70 points more than the baseline's 86.30%",
+        "fine_tuned has 90.00% accuracy on 1,000 test examples, 3.70 points more than the baseline's 86.30%",
         "there was no champion before it",
         "calibration error (ECE) is 5.00% (interval 4.00% to 8.00%); a first model is not held to a bound",
     ]
@@ -202,22 +202,22 @@ def test_baseline_is_never_compared_with_itself() -> None:
     decision = decide(parse_policy("baseline: {margin: 0.5}"), evidence(candidate="baseline", baseline=guesses(100)))
     assert decision["promoted"]
     reason = next(r for r in decision["rules"] if r["rule"] == "baseline")["reason"]
-    assert reason == "the baseline itself was chosen on validation: baseline has 90.00% accuracy on 1,000 test images"
+    assert reason == "the baseline itself was chosen on validation: baseline has 90.00% accuracy on 1,000 test examples"
 
 
 REASONS = {
     "": (
         champion(150, 500),
-        "the champion, version 3, has 85.00% accuracy on the same 1,000 images: beaten by 5.00 points (McNemar p = 0.00094)",
+        "the champion, version 3, has 85.00% accuracy on the same 1,000 examples: beaten by 5.00 points (McNemar p = 0.00094)",
     ),
     "champion: {confidence: 0.95}": (
         champion(120, 500),
-        "the champion, version 3, has 88.00% accuracy on the same 1,000 images: not beaten: fine_tuned is ahead by 2.00 points, "
+        "the champion, version 3, has 88.00% accuracy on the same 1,000 examples: not beaten: fine_tuned is ahead by 2.00 points, "
         "which is not enough (McNemar p = 0.1, and not under 0.05)",
     ),
     "champion: {by: margin, margin: 0.03}": (
         champion(90),
-        "the champion, version 3, has 91.00% accuracy on the same 1,000 images: not beaten: fine_tuned is behind by 1.00 points "
+        "the champion, version 3, has 91.00% accuracy on the same 1,000 examples: not beaten: fine_tuned is behind by 1.00 points "
         "(the policy asks for more than 3.00 points)",
     ),
     "champion: {by: margin}": (

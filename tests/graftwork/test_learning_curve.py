@@ -318,7 +318,7 @@ def test_other_settings_data_or_code_share_no_points(weights: Path, tmp_path: Pa
 
 def test_classes_with_few_images_are_named_or_refused(weights: Path, tmp_path: Path) -> None:
     """A point "at 300 a class" that had 120 is a wrong point; found out after an hour, it is a lost hour as well."""
-    with pytest.raises(UserError, match=r"per-class 5000: no class has more than \d+ training images"):
+    with pytest.raises(UserError, match=r"per-class 5000: no class has more than \d+ training examples"):
         curve(weights, tmp_path, [4, 5000], [0])
     assert not list(tmp_path.rglob("*.work")) and not (tmp_path / "mlflow.db").exists()
 
@@ -330,7 +330,7 @@ def test_classes_with_few_images_are_named_or_refused(weights: Path, tmp_path: P
             Image.new("RGB", (32, 32), (n * 9, len(label) * 20, 7)).save(tmp_path / "photos" / label / f"{n}.png")
     values = {**parameters(weights), "data": str(tmp_path / "photos"), "source_fingerprint": "photos"}
     notes = check_labels(values, [Cell(3, 0), Cell(10, 0)], tmp_path / "cells", lambda cell: lambda *progress: None)
-    assert len(notes) == 1 and "fewer training images than asked, so these give all they have: few " in notes[0]
+    assert len(notes) == 1 and "fewer training examples than asked, so these give all they have: few " in notes[0]
     assert "many" not in notes[0]
 
 

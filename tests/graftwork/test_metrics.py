@@ -135,12 +135,12 @@ def test_interval_covers_what_it_should() -> None:
 @pytest.mark.parametrize(
     ("case", "note"),
     [
-        ("one class", "all test images are of one class (a)"),
-        ("one example", "only 1 test image:"),
+        ("one class", "all test examples are of one class (a)"),
+        ("one example", "only 1 test example:"),
         ("ten images, all right", "every resample gives the same figure"),
-        ("classes without images", "without test images, and left out of the macro means: c, d"),
+        ("classes without images", "without test examples, and left out of the macro means: c, d"),
         ("equal logits", ""),
-        ("a class with one image", "fewer than 10 test images, so that their own figures say little: b"),
+        ("a class with one image", "fewer than 10 test examples, so that their own figures say little: b"),
         ("certain and wrong", "every resample"),
     ],
 )
@@ -290,7 +290,7 @@ def test_what_cannot_be_evaluated_is_one_line() -> None:
     with pytest.raises(UserError, match="test split: is empty"):
         score(targets[:0], logits[:0], list("abc"), SETTINGS)
     logits[3, 1] = np.nan
-    with pytest.raises(UserError, match="no finite number for 1 of 10 test images"):
+    with pytest.raises(UserError, match="no finite number for 1 of 10 test examples"):
         score(targets, logits, list("abc"), SETTINGS)
 
 

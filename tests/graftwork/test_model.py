@@ -9,7 +9,7 @@ import pytest
 
 from graftwork.errors import UserError
 from graftwork.images import Preprocess
-from graftwork.model import load_model, predict, read_info, save_model, to_input
+from graftwork.model import load_model, predict, read_info, save_model
 
 
 def copy(model: Path, to: Path) -> Path:
@@ -86,7 +86,7 @@ def test_input_is_normalised_and_channels_last() -> None:
 
     preprocess = Preprocess(size=4, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
     images = torch.full((2, 4, 4, 3), 255, dtype=torch.uint8)
-    x = to_input(images, preprocess, torch.device("cpu"))
+    x = preprocess.to_input(images, torch.device("cpu"))
     assert x.shape == (2, 3, 4, 4) and x.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(x[0, :, 0, 0].numpy(), [1.0, 3.0, 1.0], rtol=1e-6)
 

@@ -1,6 +1,7 @@
 """Labelling images in bulk: from every kind of input, with the pixels of training, into whole files or none."""
 
 import csv
+import json
 import zipfile
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from graftwork import image_inputs
 from graftwork.errors import UserError
 from graftwork.images import Preprocess
 from graftwork.model import load_model, predict, predict_logits
-from graftwork.predicting import Rows, find_images, label_images, loaded, table_writer
+from graftwork.predicting import Found, Rows, find_examples, label_examples, loaded, table_writer
 
 
 def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (61, 37)) -> Image.Image:
@@ -30,6 +32,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def find_images(inputs: list[str]) -> Found:
+    return find_examples(inputs, "image")
+
+
 def names(*inputs: object) -> list[str]:
     images = find_images([str(i) for i in inputs])
     return [item.name for part in images.parts for item in part.items]
@@ -41,7 +47,7 @@ def test_folders_without_labels(photos: Path) -> None:
     assert find_images([str(photos), str(photos / "a.png")]).number == 4
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz", "parquet", "jsonl"])
 def test_manifests_without_labels(photos: Path, kind: str) -> None:
     """A list of paths is enough: whoever asks for labels has none."""
     import gzip
@@ -54,13 +60,15 @@ def test_manifests_without_labels(photos: Path, kind: str) -> None:
     text = f"id{separator}path\n" + "".join(f"{n}{separator}{p}\n" for n, p in enumerate(paths))
     if kind == "parquet":
         pq.write_table(pa.table({"id": [0, 1, 2], "path": paths}), file)
+    elif kind == "jsonl":
+        file.write_text("".join(json.dumps({"id": n, "path": p}) + "\n" for n, p in enumerate(paths)))
     else:
         file.write_bytes(gzip.compress(text.encode()) if kind == "csv.gz" else text.encode())
     images = find_images([str(file)])
     preprocess = Preprocess(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    found = list(loaded(images.parts, preprocess))
-    assert [name for name, _ in found] == paths
-    assert [isinstance(pixels, str) for _, pixels in found] == [False, False, True]
+    found = list(loaded(images.parts, preprocess, image_inputs))
+    assert [one.name for one in found] == paths
+    assert [isinstance(one.example, str) for one in found] == [False, False, True]
     file.unlink()
 
 
@@ -102,11 +110,11 @@ def test_labels_are_the_models_own(photos: Path, baseline: Path) -> None:
     bad.write_bytes((photos / "deep/b.jpg").read_bytes()[:200])
     broken: list[tuple[str, str]] = []
     images = find_images([str(photos), str(bad), *[str(photos / "a.png")] * 300])  # more than a few: timed
-    rows = list(label_images(model, images, lambda name, reason: broken.append((name, reason))))
+    rows = list(label_examples(model, images, lambda name, reason: broken.append((name, reason))))
     assert broken == [(str(bad), "cut off")]
     assert sum(len(r.names) for r in rows) == 303
     found = np.concatenate([r.probabilities for r in rows])
-    pixels = [p for _, p in loaded(find_images([str(photos)]).parts, model.preprocess)]
+    pixels = [one.example for one in loaded(find_images([str(photos)]).parts, model.preprocess, image_inputs)]
     expected = predict(model, pixels)
     assert np.allclose(found[:3], expected, atol=1e-4) and np.allclose(found[3:], expected[0], atol=1e-4)
     assert [i for r in rows for i in r.labels][:3] == predict_logits(model, pixels).argmax(1).tolist()
@@ -136,10 +144,9 @@ def test_tables_are_whole_or_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK", "P"])
 def test_no_skew(mode: str, baseline: Path, tmp_path: Path) -> None:
     """Training, evaluation, service and bulk labels must see the same pixels of an image of odd size and mode, to the last bit."""
-    from graftwork.batches import SplitImages
+    from graftwork.batches import Examples
     from graftwork.dataset import open_dataset
     from graftwork.ingest import ingest
-    from graftwork.predictor import to_pixels
     from graftwork.settings import IngestSettings
 
     suffix = ".jpg" if mode == "CMYK" else ".png"
@@ -152,9 +159,10 @@ def test_no_skew(mode: str, baseline: Path, tmp_path: Path) -> None:
     ingest(IngestSettings(data=str(tmp_path / "data")), tmp_path / "packed")
     dataset = open_dataset(tmp_path / "packed")
     for split in ("train", "test"):
-        trained = SplitImages(dataset, split, model.preprocess)
+        trained = Examples(dataset, split, model.preprocess)
         for source, pixels in zip(trained.rows["source"].to_pylist(), trained, strict=True):
             file = tmp_path / "data" / source
-            (_, bulk), *_ = loaded(find_images([str(file)]).parts, model.preprocess)
-            served = to_pixels(file.read_bytes(), model)
-            assert np.array_equal(pixels, bulk) and np.array_equal(pixels, served)
+            bulk, *_ = loaded(find_images([str(file)]).parts, model.preprocess, image_inputs)
+            logged = image_inputs.from_python(file.read_bytes(), model.preprocess)
+            served = image_inputs.example(file.read_bytes(), model.preprocess)
+            assert all(np.array_equal(pixels, other) for other in (bulk.example, logged, served))

@@ -13,7 +13,7 @@ import pytest
 from graftwork.dataset import Dataset
 from graftwork.evaluate import evaluate
 from graftwork.model import load_model, read_info, read_tensors, save_model
-from graftwork.predicting import find_images, label_images, model_folder
+from graftwork.predicting import find_examples, label_examples, model_folder
 from graftwork.settings import EvaluateSettings, RegisterSettings
 
 
@@ -117,7 +117,9 @@ def test_registered_model_gives_the_evaluations_probabilities(first, dataset, st
         assert found["label"].tolist() == expected["predicted"].tolist()
         np.testing.assert_allclose(found[columns].to_numpy(), expected[columns].to_numpy(), atol=1e-5)
     loaded, broken = load_model(model_folder("models:/digits model@champion", store.uri)), []
-    rows = list(label_images(loaded, find_images([str(f) for f in files]), lambda *one: broken.append(one)))
+    rows = list(
+        label_examples(loaded, find_examples([str(f) for f in files], "image"), lambda *one: broken.append(one))
+    )
     assert loaded.classes == dataset.classes and not broken
     np.testing.assert_allclose(np.concatenate([r.probabilities for r in rows]), expected[columns].to_numpy(), atol=1e-5)
 

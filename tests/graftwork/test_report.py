@@ -108,7 +108,7 @@ def test_missing_figures_are_dashes(dataset, run) -> None:
         ([-0.05, -0.01], 0.02, "the loss is real"),
         ([-0.01, 0.05], 0.2, "cannot be told from chance"),
         ([0.001, 0.03], 0.21, "cannot be told from chance"),
-        (None, 1.0, "too few images"),
+        (None, 1.0, "too few examples"),
     ],
 )
 def test_whether_a_gain_is_real(interval, p, words: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 
-from graftwork.batches import images
+from graftwork.batches import examples_of
 from graftwork.images import Preprocess
 from graftwork.model import Model, load_model
 from graftwork.saliency import feature_map, overlay, saliency
@@ -85,7 +85,7 @@ def test_the_heat_lies_where_the_class_is(way: str, monkeypatch: pytest.MonkeyPa
 def test_the_pictures_of_a_trained_model(dataset, tuned) -> None:
     """The step that shows the mistakes must take a Model artifact as it is, and no mistakes at all."""
     model = load_model(tuned, "cpu")
-    pixels = np.stack(list(images(dataset, dataset.split("test").slice(0, 5), model.preprocess)))
+    pixels = np.stack(list(examples_of(dataset, dataset.split("test").slice(0, 5), model.preprocess)))
     heat = saliency(model, pixels, np.arange(5))
     picture = overlay(pixels[0], heat[0])
     assert picture.size == (model.preprocess.size,) * 2 and picture.mode == "RGB"

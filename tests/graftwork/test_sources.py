@@ -243,7 +243,7 @@ def only_class(root: Path) -> str:
 
 def no_images(root: Path) -> str:
     (root / "cat").mkdir()
-    (root / "cat" / "a.txt").write_text("x")
+    (root / "cat" / "a.heic").write_text("x")
     return str(root)
 
 

@@ -17,7 +17,7 @@ import graftwork.validate
 from graftwork.dataset import SCHEMA, SPLITS, Dataset
 from graftwork.drift import profile
 from graftwork.duplicates import SIDE
-from graftwork.packing import SIGNATURE
+from graftwork.image_looks import SIGNATURE
 from graftwork.settings import EvaluateSettings, IngestSettings, ValidateSettings
 from graftwork.validate import Rule, Validation, validate
 
