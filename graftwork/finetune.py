@@ -403,13 +403,18 @@ def train(
         first = {name: tensor.cpu() for name, tensor in start.items()}
         best, best_metrics, averages["wise_ft"] = wise_ft(first, on_cpu, best_metrics, settings.metric, measure_state)
     grafts = made.RECIPE.grafts and settings.lp_ft and not scratch and not settings.reset_layers
+    # As in the choice of a candidate: what is ahead by one example of validation and a half, or less, owes it to luck.
+    luck = 0.0 if settings.metric == "loss" else 1.5 / max(len(val), 1)
     if grafts and at["best_epoch"] and not settings.wise_ft:
         half = average([(0.5, start), (0.5, best)])
         values = measure_state(half)
-        # Half way back is the safer place: the tuned weights alone must be better by more than luck, as in the choice of a candidate.
-        luck = 0.0 if settings.metric == "loss" else 1.5 / max(len(val), 1)
-        if merit(settings.metric, values) + luck >= merit(settings.metric, best_metrics):
+        if merit(settings.metric, values) + luck >= merit(
+            settings.metric, best_metrics
+        ):  # half way back is the safer place
             best, best_metrics, averages["half_way"] = half, values, 0.5
+    if grafts and len(val) and merit(settings.metric, best_metrics) <= merit(settings.metric, history[0]) + luck:
+        best, averages, at["best_epoch"] = start, {}, 0
+        note("no epoch is better on validation than the probe by more than luck: the baseline is kept")
     network.load_state_dict(best)
     logits = val_logits(network)
     final = measure(logits, val.targets.numpy(), METRICS)
