@@ -137,7 +137,10 @@ def text_of(data: bytes) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BrokenExampleError(f"not UTF-8 (byte {error.start})") from None
-    if not text.strip():
+    text = (
+        text.strip()
+    )  # blanks at the ends are no part of it, in a file as in a table or a request: some tokenizers would count them
+    if not text:
         raise BrokenExampleError("empty text")
     return text
 

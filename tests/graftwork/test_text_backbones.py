@@ -220,6 +220,7 @@ def test_a_text_longer_than_the_network_takes_is_cut_and_counted(bert: Path) -> 
     kept = preprocess.tokens(long)
     assert [token.start for token in kept[:2]] == [0, 0] and long[kept[2].start : kept[2].end] == "good"
     assert kept[0].start == kept[0].end, "a special token stands for no characters"
+    assert preprocess.example(b"  good film\n").tolist() == preprocess.example(b"good film").tolist()
     for data, reason in ((b"", "empty"), (b"  \n", "empty"), (b"\xff\xfe", "not UTF-8")):
         with pytest.raises(BrokenExampleError, match=reason):
             preprocess.example(data)
